@@ -1,0 +1,1 @@
+"""The web tier: Label Studio's words. Never imports torch."""
