@@ -32,7 +32,7 @@ class RequestError(Sam2BackendError):
 
     code = "bad_request"
     status = HTTPStatus.BAD_REQUEST
-    mender = "annotator"
+    mender: ClassVar[Mender] = "annotator"
 
 
 class PromptError(RequestError):
@@ -77,7 +77,7 @@ class MediaError(Sam2BackendError):
     """The task's image cannot be had."""
 
     code = "media_error"
-    mender = "task data"
+    mender: ClassVar[Mender] = "task data"
 
 
 class MediaUnreachableError(MediaError):

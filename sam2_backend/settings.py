@@ -35,14 +35,20 @@ def _default_checkpoints_dir() -> Path:
     return checkout if checkout.is_dir() else _default_data_dir() / "checkpoints"
 
 
+DEFAULT_DATA_DIR = _default_data_dir()
+DEFAULT_CHECKPOINTS_DIR = _default_checkpoints_dir()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a process of either tier was told. Immutable; sizes in bytes, times in seconds, sizes may carry KiB, MiB or GiB."""
 
     # Where things are
-    redis_url: str = _setting("", "Redis or Valkey to use (redis://, rediss:// or unix://); empty: `up` starts an embedded one.", secret=True)
-    data_dir: Path = _setting(_default_data_dir(), "Folder for the embedded Valkey, downloaded media and the demo.")
-    checkpoints_dir: Path = _setting(_default_checkpoints_dir(), "Folder with the checkpoint files.")
+    redis_url: str = _setting(
+        "", "Redis or Valkey to use (redis://, rediss:// or unix://); empty: `up` starts an embedded one.", secret=True
+    )
+    data_dir: Path = _setting(DEFAULT_DATA_DIR, "Folder for the embedded Valkey, downloaded media and the demo.")
+    checkpoints_dir: Path = _setting(DEFAULT_CHECKPOINTS_DIR, "Folder with the checkpoint files.")
 
     # The web tier
     host: str = _setting("127.0.0.1", "Address that the web tier listens on.")
@@ -51,7 +57,9 @@ class Settings:
     basic_auth_user: str = _setting("", "With SAM2_BASIC_AUTH_PASSWORD: basic authentication for every endpoint but /health and /webhook.")
     basic_auth_password: str = _setting("", "See SAM2_BASIC_AUTH_USER.", secret=True)
     api_key: str = _setting("", "Accepted in the X-API-Key header in place of basic authentication.", secret=True)
-    webhook_secret: str = _setting("", "If set, /webhook demands it in the X-Webhook-Secret header (Label Studio sends no basic auth there).", secret=True)
+    webhook_secret: str = _setting(
+        "", "If set, /webhook demands it in the X-Webhook-Secret header (Label Studio sends no basic auth there).", secret=True
+    )
     predict_wait_s: float = _setting(80.0, "Longest time a /predict request waits for its masks; the browser gives up at about 90 s.")
     max_request_bytes: int = _setting(512 * MIB, "Largest request body; Label Studio sends every stored mask of the task along.")
     max_prompts: int = _setting(512, "Most prompts in one context.")
@@ -60,18 +68,24 @@ class Settings:
     # Label Studio, as the workers and the web tier reach it
     label_studio_url: str = _setting("", "Address of Label Studio, sub-path included, as this machine reaches it.", "LABEL_STUDIO_URL")
     label_studio_api_key: str = _setting("", "Legacy token or personal access token, for its media.", "LABEL_STUDIO_API_KEY", secret=True)
-    local_files_root: str = _setting("", "Label Studio's local files root, where this machine can read it from disk.", "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT")
+    local_files_root: str = _setting(
+        "", "Label Studio's local files root, where this machine can read it from disk.", "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"
+    )
 
     # Media
     media_max_bytes: int = _setting(256 * MIB, "Largest image file.")
     media_max_pixels: int = _setting(100_000_000, "Most pixels in one image.")
     media_deadline_s: float = _setting(30.0, "Longest time one image may take to arrive, redirects included.")
-    media_allow_hosts: str = _setting("", "Private hosts that images may come from: host, host:port or network (10.0.0.0/8), comma-separated.")
+    media_allow_hosts: str = _setting(
+        "", "Private hosts that images may come from: host, host:port or network (10.0.0.0/8), comma-separated."
+    )
     media_cache_bytes: int = _setting(2 * GIB, "Downloaded image files kept on disk.")
     media_index_ttl_s: int = _setting(3600, "How long a URL is trusted to name the same image before it is fetched again.")
 
     # The model tier
-    model: str = _setting("auto", "Checkpoint: a name from `sam2-backend checkpoints list`, a .pt file, a Hugging Face folder or id, random:NAME, or auto.")
+    model: str = _setting(
+        "auto", "Checkpoint: a name from `sam2-backend checkpoints list`, a .pt file, a Hugging Face folder or id, random:NAME, or auto."
+    )
     device: str = _setting("auto", "auto, cpu, mps, cuda or cuda:N.")
     workers: int = _setting(1, "Workers that `up` starts.")
     worker_name: str = _setting("", "Name of this worker; empty: one is made.")
@@ -100,7 +114,11 @@ class Settings:
                 hint = f"Did you mean {near[0]}?" if near else f"The settings are: {', '.join(sorted(fields))}."
                 raise SettingsError(f"There is no setting {name}. {hint}")
         types_by_name = typing.get_type_hints(cls)
-        values = {f.name: _parse(name, environ[name].strip(), types_by_name[f.name]) for name, f in fields.items() if environ.get(name, "").strip()}
+        values = {
+            f.name: _parse(name, environ[name].strip(), types_by_name[f.name])
+            for name, f in fields.items()
+            if environ.get(name, "").strip()
+        }
         settings = cls(**values)
         settings._check()
         return settings
@@ -112,7 +130,11 @@ class Settings:
     def describe(self) -> list[tuple[str, str, str]]:
         """(name in the environment, value with secrets hidden, sentence) of every setting, in order."""
         return [
-            (env_name(f), ("(set)" if getattr(self, f.name) else "") if f.metadata["secret"] else str(getattr(self, f.name)), f.metadata["help"])
+            (
+                env_name(f),
+                ("(set)" if getattr(self, f.name) else "") if f.metadata["secret"] else str(getattr(self, f.name)),
+                f.metadata["help"],
+            )
             for f in dataclasses.fields(self)
         ]
 
