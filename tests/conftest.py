@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from backend.embedded_redis import server_command
+from backend.embedded_redis import server_arguments, server_command
 from sam2_backend.settings import Settings
 
 for _name in [name for name in os.environ if name.startswith(("SAM2_", "LABEL_STUDIO_")) and name != "SAM2_LABEL_STUDIO_VENV"]:
@@ -48,7 +48,7 @@ class RedisServer:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [*server_command(), "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no", "--dir", str(self.socket.parent)],
+            [*server_command(), *server_arguments(self.socket)],
             stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 20
