@@ -106,7 +106,7 @@ class EmbeddingCache:
 
     Args:
         connection: Redis, binary replies; None: no third tier.
-        device: Where embeddings are used. On the CPU the device tier is host memory already and the host tier stays empty.
+        device: Where embeddings are used. Where that is the CPU, the device tier is host memory already: give the host tier no budget.
         dtype: Compute precision. What one precision encoded is never handed to another.
     """
 
@@ -122,7 +122,7 @@ class EmbeddingCache:
     ) -> None:
         self._device, self._dtype = device, dtype
         self._on_device: _Lru[ImageEmbedding] = _Lru(device_budget_bytes, lambda embedding: embedding.nbytes)
-        self._on_host: _Lru[bytes] = _Lru(host_budget_bytes if device.type != "cpu" else 0, len)
+        self._on_host: _Lru[bytes] = _Lru(host_budget_bytes, len)
         self._shared = _RedisTier(connection, redis_budget_bytes) if connection is not None and redis_budget_bytes else None
         self._hits: dict[CacheTier, int] = {"device": 0, "host": 0, "redis": 0, "none": 0}
         self._lock = threading.Lock()

@@ -1,0 +1,157 @@
+"""sam2-backend: up | web | worker | demo | checkpoints | config | doctor | settings.
+
+Each command is a thin door to the module that does the work, imported when it is asked for, so that a machine with only one of
+the extras (web, worker) can run its part. Errors are sentences on stderr; the exit code is 78 where starting again cannot help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from backend.child_process import EXIT_MISCONFIGURED
+from sam2_backend.errors import BadCheckpointError, Sam2BackendError, SettingsError
+from sam2_backend.settings import Settings
+
+Command = Callable[[Settings, argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(Settings.from_env(os.environ), options)
+    except (SettingsError, BadCheckpointError) as error:
+        print(f"sam2-backend: {error.message}", file=sys.stderr)
+        return EXIT_MISCONFIGURED
+    except Sam2BackendError as error:
+        print(f"sam2-backend: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sam2-backend", description="SAM 2 for Label Studio. Settings come from the environment.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, command: Command, help_text: str, to: argparse._SubParsersAction[argparse.ArgumentParser] = commands
+    ) -> argparse.ArgumentParser:
+        sub = to.add_parser(name, help=help_text, description=help_text)
+        sub.set_defaults(command=command)
+        return sub
+
+    add("up", _up, "Start Redis (if none is set), workers and the web tier; Ctrl-C stops them all.")
+    add("demo", _demo, "The same, and a real Label Studio with a small project that is connected already.")
+    add("web", _web, "Serve the web tier alone.")
+    add("worker", _worker, "Serve the model tier alone: one worker, one device.")
+    add("doctor", _doctor, "Say what is wrong and how to mend it, a line each.").add_argument(
+        "--project", type=int, help="judge this Label Studio project's connection and labeling config"
+    )
+    add("settings", _settings, "List every setting, its value and its meaning.")
+
+    config = add("config", _config, "Print a labeling config for Label Studio.")
+    config.add_argument("--labels", nargs="+", required=True, metavar="NAME")
+    config.add_argument("--output", choices=["brush", "bitmask", "polygon", "rectangle"], default="brush")
+    config.add_argument("--separated", action="store_true", help="one Labels tag beside tools without labels")
+    config.add_argument("--pages", action="store_true", help="several images per task (valueList)")
+
+    checkpoints = commands.add_parser("checkpoints", help="List, fetch and verify checkpoints.").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    add("list", _checkpoints_list, "Names, sizes, and what is there.", checkpoints)
+    for name, command, help_text in (
+        ("fetch", _checkpoints_fetch, "Download a checkpoint (resumes) and verify its digest."),
+        ("verify", _checkpoints_verify, "Compare a checkpoint with its digest and load it."),
+    ):
+        add(name, command, help_text, checkpoints).add_argument("name", help="a name from `checkpoints list`, or a file")
+    return parser
+
+
+def _up(settings: Settings, _options: argparse.Namespace) -> int:
+    from backend.supervisor import run_up
+
+    return run_up(settings)
+
+
+def _demo(settings: Settings, _options: argparse.Namespace) -> int:
+    from backend.demo import run_demo
+
+    return run_demo(settings)
+
+
+def _web(settings: Settings, _options: argparse.Namespace) -> int:
+    os.execv(  # noqa: S606  gunicorn takes this process over, and with it the signals
+        sys.executable,
+        [
+            *(sys.executable, "-m", "gunicorn", "backend.app:from_environ()", "--bind", f"{settings.host}:{settings.port}"),
+            *("--workers", "1", "--worker-class", "gthread", "--threads", str(settings.web_threads), "--no-control-socket"),
+            *("--graceful-timeout", str(int(settings.predict_wait_s) + 5), "--timeout", "0", "--log-level", "warning"),
+        ],
+    )
+
+
+def _worker(settings: Settings, _options: argparse.Namespace) -> int:
+    from sam2_backend.worker import run_worker
+
+    return run_worker(settings)
+
+
+def _doctor(settings: Settings, options: argparse.Namespace) -> int:
+    from backend.doctor import run_doctor
+
+    return run_doctor(settings, options.project)
+
+
+def _settings(settings: Settings, _options: argparse.Namespace) -> int:
+    for name, value, help_text in settings.describe():
+        print(f"{name}={value}\n    {help_text}")
+    return 0
+
+
+def _config(_settings: Settings, options: argparse.Namespace) -> int:
+    from backend.config_generator import generate
+
+    print(generate(options.labels, options.output, separated=options.separated, pages=options.pages))
+    return 0
+
+
+def _checkpoints_list(settings: Settings, _options: argparse.Namespace) -> int:
+    from sam2_backend.checkpoints import MODELS, choose
+
+    chosen = choose(settings)
+    for name, spec in MODELS.items():
+        path = settings.checkpoints_dir / spec.file
+        state = f"at {path}" if path.is_file() else "not fetched"
+        print(f"{'*' if name == chosen else ' '} {name:<24} {spec.n_bytes / 1e6:6.0f} MB  {spec.licence}  {state}")
+    print(f"* is what SAM2_MODEL={settings.model} takes here" if chosen in MODELS else f"SAM2_MODEL={settings.model} takes {chosen} here")
+    return 0
+
+
+def _checkpoints_fetch(settings: Settings, options: argparse.Namespace) -> int:
+    from sam2_backend.checkpoints import fetch
+
+    path = fetch(options.name, settings.checkpoints_dir, _progress)
+    print(f"\n{path} is complete and its digest is right.")
+    return 0
+
+
+def _checkpoints_verify(settings: Settings, options: argparse.Namespace) -> int:
+    from sam2_backend.checkpoints import verify
+
+    print(verify(Path(options.name) if Path(options.name).exists() else options.name, settings.checkpoints_dir))
+    return 0
+
+
+def _progress(done_bytes: int, total_bytes: int) -> None:
+    share = f" of {total_bytes / 1e6:.0f} MB ({100 * done_bytes / total_bytes:.0f} %)" if total_bytes else ""
+    print(f"\r{done_bytes / 1e6:8.1f} MB{share}", end="", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
