@@ -1,0 +1,109 @@
+"""Memory attention and memory encoder: what a frame of a video reads of earlier ones, and what it leaves behind. Names are Meta's.
+
+Source: SAM 2 (arXiv 2408.00714), section 4; sam2/modeling/memory_attention.py and memory_encoder.py at 2b90b9f.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_backend.network.config import NetworkConfig
+from sam2_backend.network.layers import Attention, LayerNorm2d
+
+
+class _MemoryLayer(nn.Module):
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = Attention(dim, heads=1)
+        self.cross_attn_image = Attention(dim, heads=1, memory_dim=config.memory_dim)
+        self.linear1 = nn.Linear(dim, config.memory_mlp_dim)
+        self.linear2 = nn.Linear(config.memory_mlp_dim, dim)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(self, x: Tensor, memory: Tensor, memory_positions: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
+        normed = self.norm1(x)
+        x = x + self.self_attn(normed, normed, normed, rotary)
+        x = x + self.cross_attn_image(self.norm2(x), memory + memory_positions, memory, rotary, n_pointer_tokens)
+        out: Tensor = x + self.linear2(F.relu(self.linear1(self.norm3(x))))
+        return out
+
+
+class MemoryAttention(nn.Module):
+    """Lets the image embedding of a frame look at the memories of B objects."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_MemoryLayer(config) for _ in range(config.memory_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(self, image: Tensor, memory: Tensor, memory_positions: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
+        """Condition an embedding on memories.
+
+        Args:
+            image: (B or 1, h·w, d) plus a tenth of its sine positions. A batch of 1 stays one until the first cross attention, since
+                nothing before that depends on the object.
+            memory: (B, M, memory_dim): whole memory maps of h·w tokens each, then pointer tokens.
+            memory_positions: Like `memory`.
+            rotary: (h·w, d/2, 2), see `rotary_table`.
+            n_pointer_tokens: How many tokens at the end of `memory` carry no place.
+
+        Returns:
+            (B, h·w, d)
+        """
+        for layer in self.layers:
+            image = layer(image, memory, memory_positions, rotary, n_pointer_tokens)
+        out: Tensor = self.norm(image)
+        return out
+
+
+class _MaskDownsampler(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for channels in (1, 4, 16, 64):
+            layers += [nn.Conv2d(channels, 4 * channels, 3, 2, 1), LayerNorm2d(4 * channels), nn.GELU()]
+        self.encoder = nn.Sequential(*layers, nn.Conv2d(256, dim, 1))
+
+
+class _FuserBlock(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.norm = LayerNorm2d(dim)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.dwconv(x)).permute(0, 2, 3, 1)
+        out: Tensor = x + (self.gamma * self.pwconv2(F.gelu(self.pwconv1(y)))).permute(0, 3, 1, 2)
+        return out
+
+
+class _Fuser(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_FuserBlock(dim) for _ in range(2))
+
+
+class MemoryEncoder(nn.Module):
+    """Fuses an image embedding with the mask found on it into one memory map."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.mask_downsampler = _MaskDownsampler(dim)
+        self.pix_feat_proj = nn.Conv2d(dim, dim, 1)
+        self.fuser = _Fuser(dim)
+        self.out_proj = nn.Conv2d(dim, config.memory_dim, 1)
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Embedding (B or 1, d, h, w) without its no-memory vector, and mask (B, 1, 16 h, 16 w), scaled → (B, memory_dim, h, w)."""
+        x = self.pix_feat_proj(image) + self.mask_downsampler.encoder(mask)
+        for block in self.fuser.layers:
+            x = block(x)
+        out: Tensor = self.out_proj(x)
+        return out
