@@ -1,0 +1,184 @@
+"""`sam2-backend doctor`: one line per check, what is wrong and how to mend it. Exit code 1 if anything is wrong.
+
+Checks the machine it runs on: run it where the worker runs for torch and the checkpoint, where the web tier runs for the rest.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from backend.config_judge import judge
+from backend.dispatch import Dispatcher
+from backend.embedded_redis import server_command
+from backend.label_studio import LabelStudio
+from sam2_backend.errors import Sam2BackendError
+from sam2_backend.settings import GIB, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: `ok`, `note` (works, but know this) or `wrong` (with the next step)."""
+
+    state: Literal["ok", "note", "wrong"]
+    name: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{ {'ok': '  ok ', 'note': ' note', 'wrong': 'WRONG'}[self.state] }  {self.name}: {self.sentence}"
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def run_doctor(settings: Settings, project_id: int | None = None, echo: Callable[[str], None] = print) -> int:
+    """Print every finding as it is made."""
+    wrong = 0
+    for finding in examine(settings, project_id):
+        echo(str(finding))
+        wrong += finding.state == "wrong"
+    echo(f"{wrong} things to mend." if wrong else "Everything that was checked is in order.")
+    return 1 if wrong else 0
+
+
+def examine(settings: Settings, project_id: int | None = None) -> Iterator[Finding]:
+    """Every finding, machine first, Label Studio last. A check that fails unexpectedly is a finding, never a traceback."""
+    checks: list[tuple[str, Check]] = [
+        ("Python", _python),
+        ("torch", lambda: _torch(settings)),
+        ("checkpoint", lambda: _checkpoint(settings)),
+        ("data folder", lambda: _data_dir(settings)),
+        ("Redis and workers", lambda: _queue(settings)),
+        ("Label Studio", lambda: _label_studio(settings, project_id)),
+    ]
+    for name, check in checks:
+        try:
+            yield from check()
+        except Sam2BackendError as error:
+            yield Finding("wrong", name, error.message)
+        except Exception as error:
+            yield Finding("wrong", name, f"this check failed itself ({type(error).__name__}: {error}). Please report it.")
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("ok", "Python", f"{sys.version.split()[0]} at {sys.executable}")
+
+
+def _torch(settings: Settings) -> Iterator[Finding]:
+    try:
+        import torch
+    except ImportError:
+        yield Finding("note", "torch", "not installed here: this machine can run the web tier, not a worker (pip install '.[worker]').")
+        return
+    from sam2_backend.engine import choose_device
+
+    device = choose_device(settings.device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        memory = f"{torch.cuda.get_device_name(device)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        state: Literal["ok", "wrong"] = "ok" if free > settings.device_cache_bytes + GIB else "wrong"
+        advice = "" if state == "ok" else ". Free the device or lower SAM2_DEVICE_CACHE_BYTES."
+        yield Finding(state, "device", f"{device}: {memory}{advice}")
+    else:
+        hint = "" if device.type != "cpu" or settings.device == "cpu" else "; a GPU makes first clicks about a hundred times quicker"
+        yield Finding("ok", "device", f"{device} with {torch.get_num_threads()} threads{hint}")
+    yield Finding("ok", "torch", torch.__version__)
+
+
+def _checkpoint(settings: Settings) -> Iterator[Finding]:
+    try:
+        from sam2_backend.checkpoints import load
+    except ImportError:
+        return
+    checkpoint = load(settings)
+    if "random-weights" in checkpoint.model_version:
+        yield Finding(
+            "note",
+            "checkpoint",
+            f"{checkpoint.model_version}: masks mean nothing. Fetch one: sam2-backend checkpoints fetch sam2.1_hiera_tiny.",
+        )
+    elif checkpoint.name == "demo":
+        yield Finding(
+            "note",
+            "checkpoint",
+            f"{checkpoint.model_version} is for trying things out. For real work: sam2-backend checkpoints fetch sam2.1_hiera_base_plus.",
+        )
+    else:
+        yield Finding("ok", "checkpoint", f"{checkpoint.model_version}, sha256 {checkpoint.sha256}")
+
+
+def _data_dir(settings: Settings) -> Iterator[Finding]:
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(settings.data_dir).free
+    if free < settings.media_cache_bytes:
+        yield Finding(
+            "wrong", "data folder", f"{free / GIB:.1f} GiB free at {settings.data_dir}. Free some, or lower SAM2_MEDIA_CACHE_BYTES."
+        )
+    else:
+        yield Finding("ok", "data folder", f"{settings.data_dir}, {free / GIB:.1f} GiB free")
+
+
+def _queue(settings: Settings) -> Iterator[Finding]:
+    if not settings.redis_url:
+        yield Finding("ok", "Redis", f"SAM2_REDIS_URL is not set: `sam2-backend up` starts its own ({server_command()[0]}).")
+        return
+    dispatcher = Dispatcher(settings)
+    try:
+        info: Any = dispatcher.redis().info("server")
+        yield Finding("ok", "Redis", f"version {info.get('valkey_version') or info.get('redis_version')}")
+        workers = dispatcher.workers()
+        if not workers:
+            yield Finding("wrong", "workers", "none is alive. Start one with `sam2-backend worker` and the same SAM2_REDIS_URL.")
+        for worker in workers:
+            yield Finding("ok", "worker", f"{worker.name} is {worker.state} on {worker.device} with {worker.model_version}")
+    finally:
+        dispatcher.close()
+
+
+def _label_studio(settings: Settings, project_id: int | None) -> Iterator[Finding]:
+    if not settings.label_studio_url:
+        yield Finding(
+            "wrong",
+            "Label Studio",
+            "LABEL_STUDIO_URL is not set, so uploads cannot be read. Set it to Label Studio's address as this machine sees it.",
+        )
+        return
+    client = LabelStudio(settings.label_studio_url, settings.label_studio_api_key, timeout_s=10)
+    try:
+        yield Finding("ok", "Label Studio", f"{client.version()} at {settings.label_studio_url}")
+        if not settings.label_studio_api_key:
+            yield Finding(
+                "wrong",
+                "token",
+                "LABEL_STUDIO_API_KEY is not set. Make a personal access token in Label Studio (Account & Settings) and set it.",
+            )
+            return
+        yield Finding("ok", "token", f"valid, of {client.whoami().get('email', 'a user without an e-mail address')}")
+        projects = [client.project(project_id)] if project_id is not None else list(client.projects())
+        for project in projects:
+            yield from _project(client, project)
+    finally:
+        client.close()
+
+
+def _project(client: LabelStudio, project: dict[str, Any]) -> Iterator[Finding]:
+    name = f"project {project['id']} ({project.get('title', '')})"
+    backends = client.ml_backends(project["id"])
+    if not backends:
+        yield Finding("note", name, "no ML backend is connected: Settings > Model > Connect Model.")
+        return
+    if not any(backend.get("is_interactive") for backend in backends):
+        yield Finding("wrong", name, "clicks are not sent: switch on 'Interactive preannotations' at Settings > Model > Edit.")
+    problems = judge(project.get("label_config", ""), _extra_params(backends[0]))
+    for problem in problems:
+        yield Finding("wrong", name, problem)
+    if not problems:
+        yield Finding("ok", name, "its labeling config can be served")
+
+
+def _extra_params(backend: dict[str, Any]) -> dict[str, Any]:
+    given = backend.get("extra_params")
+    return given if isinstance(given, dict) else {}
