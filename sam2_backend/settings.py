@@ -71,6 +71,7 @@ class Settings:
     local_files_root: str = _setting(
         "", "Label Studio's local files root, where this machine can read it from disk.", "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT"
     )
+    label_studio_venv: str = _setting("", "Virtual environment with Label Studio for `demo`; empty: `demo` makes one in SAM2_DATA_DIR.")
 
     # Media
     media_max_bytes: int = _setting(256 * MIB, "Largest image file.")

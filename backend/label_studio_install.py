@@ -1,0 +1,89 @@
+"""Label Studio in a virtual environment of its own: its pins conflict with ours. Made once, then reused."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from backend.child_process import Child
+from sam2_backend.errors import SettingsError
+from sam2_backend.settings import Settings
+
+VERSION = "1.23.2"
+#: Written last: an environment without it was interrupted.
+_MARKER = f"label-studio-{VERSION}-installed"
+_SAY_EVERY_S = 10.0
+
+Echo = Callable[[str], None]
+
+
+def label_studio_command(settings: Settings, stopping: threading.Event, echo: Echo) -> list[str] | None:
+    """The command that starts Label Studio, installed first where it is not yet; None: told to stop meanwhile.
+
+    An interrupted installation is made anew: pip takes what it had downloaded from its cache.
+
+    Raises:
+        SettingsError: the installation failed (its log is named), or `label_studio_venv` holds no Label Studio.
+    """
+    if settings.label_studio_venv:
+        venv = Path(settings.label_studio_venv).expanduser()
+        if not _script(venv).exists():
+            raise SettingsError(f"SAM2_LABEL_STUDIO_VENV={venv} holds no bin/label-studio. Leave it empty to have one made.")
+        return [str(_script(venv))]
+    folder = settings.data_dir.absolute() / f"label-studio-{VERSION}"
+    if not (folder / _MARKER).exists() and not _install(folder, stopping, echo):
+        return None
+    return [str(_script(folder / "venv"))]
+
+
+def _script(venv: Path) -> Path:
+    return venv / "bin" / "label-studio"
+
+
+def _install(folder: Path, stopping: threading.Event, echo: Echo) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    venv, log = folder / "venv", folder / "install.log"
+    log.unlink(missing_ok=True)
+    echo(f"Installing Label Studio {VERSION} into {venv} (once; about 1 GB and some minutes)")
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", f"label-studio=={VERSION}"]
+    steps = (
+        ("making the virtual environment", [sys.executable, "-m", "venv", "--clear", str(venv)]),
+        (f"pip install label-studio=={VERSION}", pip),
+    )
+    started = time.monotonic()
+    for what, command in steps:
+        echo(f"[{time.monotonic() - started:5.1f} s] {what}")
+        if not _run(what, command, log, stopping, lambda line: echo(f"[{time.monotonic() - started:5.1f} s] {line}")):
+            return False
+    (folder / _MARKER).touch()
+    return True
+
+
+def _run(what: str, command: Sequence[str], log: Path, stopping: threading.Event, say: Echo) -> bool:
+    """Run a step to its end, saying now and then how far it is. False: told to stop, and the step was ended."""
+    child = Child(what, command, log=log)
+    child.start()
+    said_at = time.monotonic()
+    try:
+        while child.exit_code is None:
+            if stopping.wait(0.1):
+                return False
+            if time.monotonic() - said_at > _SAY_EVERY_S:
+                said_at = time.monotonic()
+                say(_last_line(log))
+    finally:
+        child.terminate()
+        child.wait(5)
+    if child.exit_code != 0:
+        raise SettingsError(f"{what} failed: {_last_line(log)} The whole story is in {log}; `sam2-backend up` works without Label Studio.")
+    return True
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    errors = [line for line in lines if line.startswith("ERROR")]
+    last = (errors or [line for line in lines if line.strip()] or ["no output yet"])[-1].strip()
+    return last if len(last) < 120 else last[:117] + "..."
