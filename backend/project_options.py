@@ -1,0 +1,148 @@
+"""What a project asks of its masks: `model_*` attributes of the output's control tag, and the connection's extra parameters.
+
+An attribute wins over an extra parameter of the same name: it stands nearer to the masks it speaks of. A wrong or unknown option is a
+problem to report, never a reason to refuse a click.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from backend.label_config import OutputTag
+from sam2_backend.messages import MaskOptions
+
+PREFIX = "model_"
+MANY_PX = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: its kind, the least and the greatest value, and a sentence for the documentation."""
+
+    kind: type
+    least: float
+    greatest: float
+    help: str
+
+
+OPTIONS: dict[str, Option] = {
+    "model_score_threshold": Option(float, 0, 1, "Masks that the model itself rates lower are not shown."),
+    "model_epsilon": Option(float, 0, 100, "Polygons: how far, in pixels, the outline may stray from the mask; 0 keeps every corner."),
+    "model_fill_holes": Option(int, 0, MANY_PX, "Holes of up to this many pixels are filled."),
+    "model_remove_sprinkles": Option(int, 0, MANY_PX, "Islands of up to this many pixels are removed."),
+    "model_min_area": Option(int, 0, MANY_PX, "Objects of fewer pixels are not shown; of a polygon's parts, each counts alone."),
+    "model_multimask": Option(
+        bool, 0, 1, "A single click takes the best of three candidates (true) or the one that fits the click best on average (false)."
+    ),
+    "model_mask_threshold": Option(float, -32, 32, "Logit above which a pixel is mask; higher makes masks tighter."),
+}
+OUTPUT_OPTION = "model_output"
+"""Read by `label_config` from the labeling config alone: it decides which tag the other options are read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectOptions:
+    """What a project asks of its masks; the defaults ask nothing.
+
+    Attributes:
+        mask: What the worker needs to know.
+        epsilon: Greatest distance in pixels between a mask's outline and its polygon; None: not said.
+        score_threshold: Masks with a lower score are dropped.
+        min_area_px: Objects, and parts of polygons, with fewer pixels are dropped.
+    """
+
+    mask: MaskOptions = MaskOptions()
+    epsilon: float | None = None
+    score_threshold: float = 0.0
+    min_area_px: int = 0
+
+
+def project_options(output: OutputTag, extra_params: Mapping[str, Any] | str | None) -> tuple[ProjectOptions, list[str]]:
+    """Read a project's options.
+
+    Args:
+        output: The control tag that the masks go to.
+        extra_params: The connection's extra parameters: an object, or its JSON text.
+
+    Returns:
+        The options, defaults in place of what is unknown or malformed; one sentence for each of those.
+    """
+    params, problems = _extra_params(extra_params)
+    attributes = {name: value for name, value in output.control.attributes.items() if name.startswith(PREFIX)}
+    where = f"<{output.control.tag} name={output.from_name!r}>"
+    values: dict[str, Any] = {}
+    for source, options in (("The extra parameters", params), (where, attributes)):
+        for name, value in options.items():
+            if name == OUTPUT_OPTION and options is attributes:
+                continue
+            problem = _read(name, value, values)
+            problems += [f"{source}: {problem}"] if problem else []
+    return _options(values), problems
+
+
+def _options(values: Mapping[str, Any]) -> ProjectOptions:
+    default = MaskOptions()
+    return ProjectOptions(
+        mask=MaskOptions(
+            multimask=values.get("model_multimask", default.multimask),
+            fill_holes_px=values.get("model_fill_holes", default.fill_holes_px),
+            remove_sprinkles_px=values.get("model_remove_sprinkles", default.remove_sprinkles_px),
+            mask_threshold=values.get("model_mask_threshold", default.mask_threshold),
+        ),
+        epsilon=values.get("model_epsilon"),
+        score_threshold=values.get("model_score_threshold", 0.0),
+        min_area_px=values.get("model_min_area", 0),
+    )
+
+
+def _extra_params(value: Mapping[str, Any] | str | None) -> tuple[dict[str, Any], list[str]]:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {}, ["The extra parameters are not JSON; they are ignored."]
+    if value is None or isinstance(value, str):
+        return {}, []
+    if not isinstance(value, Mapping):
+        return {}, ["The extra parameters must be a JSON object; they are ignored."]
+    return {str(name).lower(): item for name, item in value.items()}, []
+
+
+def _read(name: str, value: Any, into: dict[str, Any]) -> str:
+    """Read one option; what is wrong with it, else ""."""
+    if name == OUTPUT_OPTION:
+        return 'model_output belongs into the labeling config, for instance <Image … model_output="NAME">; it is ignored here.'
+    option = OPTIONS.get(name)
+    if option is None:
+        near = difflib.get_close_matches(name, [*OPTIONS, OUTPUT_OPTION], n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join([*OPTIONS, OUTPUT_OPTION])}."
+        return f"there is no option {name[:60]!r}. {hint}"
+    parsed = _parse(option, value)
+    if parsed is None:
+        return f"{name}={str(value)[:60]!r} must be {_expected(option)}; it is ignored."
+    into[name] = parsed
+    return ""
+
+
+def _parse(option: Option, value: Any) -> bool | int | float | None:
+    text = str(value).strip().lower()
+    if option.kind is bool:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text)
+    try:
+        number = math.nan if isinstance(value, bool) else float(text)
+    except ValueError:
+        return None
+    if not option.least <= number <= option.greatest or (option.kind is int and number != int(number)):
+        return None
+    return int(number) if option.kind is int else number
+
+
+def _expected(option: Option) -> str:
+    if option.kind is bool:
+        return "true or false"
+    return f"a {'whole ' if option.kind is int else ''}number from {option.least:g} to {option.greatest:g}"
