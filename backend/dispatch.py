@@ -1,0 +1,202 @@
+"""Message → queue → message. The only module of the web tier that imports rq.
+
+An image belongs to one live worker (rendezvous hash of its address), whose private queue its clicks go to: that worker has its embedding.
+Whoever waits also watches that the job is in somebody's hands (waiting.py).
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from backend.pending import Pending
+from backend.roster import Roster
+from backend.waiting import await_answers
+from sam2_backend.errors import OverloadedError, Sam2BackendError
+from sam2_backend.messages import ImageJob, ImageReply, MediaRef, WarmJob, WorkerStatus
+from sam2_backend.queue_format import (
+    BLOB_TTL_S,
+    DRAWING_TTL_S,
+    PRIVATE_KINDS,
+    QUEUE_TTL_S,
+    SEGMENT_IMAGE,
+    WARM_IMAGE,
+    blob_key,
+    choose_worker,
+    digest,
+    drawing_key,
+    pack_job,
+    private_queue,
+    queue_key,
+    warm_key,
+)
+from sam2_backend.redis_connection import connect, redis_errors_as_ours
+from sam2_backend.settings import Settings
+
+_RETRY_AFTER_S = 5.0
+_RECORD_TTL_S = 60
+_WARM_TTL_S = 600
+_WARM_ONCE_S = 60
+_WARM_LIMIT_S = 300
+_MAX_WARM = 1000
+
+
+class Dispatcher:
+    """The way to the workers, for all threads of a web process. Connects on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._client: redis.Redis | None = None
+        self._connecting = threading.Lock()
+        self._roster = Roster(self.redis)
+
+    def segment(self, jobs: Sequence[ImageJob], wait_s: float) -> list[ImageReply | Sam2BackendError]:
+        """Have images segmented; all jobs are on their way before the first is waited for.
+
+        Returns:
+            One reply or error per job, in their order.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+            NoWorkerError: no worker lives, or none that lives answered any of the jobs.
+            OverloadedError: too many jobs wait for a worker that is needed; none was sent.
+        """
+        if not jobs:
+            return []
+        with redis_errors_as_ours():
+            deadline = time.monotonic() + wait_s
+            names = self._roster.serving(deadline, wait_s)
+            call = secrets.token_hex(8)
+            pending = [Pending(f"{call}-{index}", job, choose_worker(job.media.uri, names)) for index, job in enumerate(jobs)]
+            self._check_load(pending)
+            self._send(pending, wait_s, are_newest=True)
+            await_answers(self.redis(), pending, wait_s, deadline, self._settings.heartbeat_s, lambda lost: self._send(lost, wait_s))
+        return [job.answer for job in pending if job.answer is not None]
+
+    def warm(self, jobs: Sequence[WarmJob]) -> None:
+        """Have embeddings made ahead of time, each by the worker that its clicks will go to. Returns at once.
+
+        An image is asked for once a minute; where too many wait already, the rest is dropped.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        with redis_errors_as_ours():
+            workers = self.workers()
+            names = [worker.name for worker in workers if worker.state != "loading"] or [worker.name for worker in workers]
+            by_uri = {job.media.uri: job for job in jobs}
+            queues = {uri: private_queue("warm", choose_worker(uri, names)) if names else "warm" for uri in by_uri}
+            room = {queue: _MAX_WARM - length for queue, length in self._lengths(queues.values()).items()}
+            taken = []
+            for uri, queue in queues.items():
+                room[queue] -= 1
+                if room[queue] >= 0:
+                    taken.append(uri)
+            with self.redis().pipeline() as pipe:
+                for uri in taken:
+                    pipe.set(warm_key(uri), 1, nx=True, ex=_WARM_ONCE_S)
+                fresh = [uri for uri, is_first in zip(taken, pipe.execute(), strict=True) if is_first]
+                pipe.multi()
+                for uri in fresh:
+                    job_id = f"{secrets.token_hex(8)}-warm"
+                    self._put(pipe, queues[uri], WARM_IMAGE, job_id, by_uri[uri], limit_s=_WARM_LIMIT_S, ttl_s=_WARM_TTL_S)
+                pipe.execute()
+
+    def put_blob(self, data: bytes) -> MediaRef:
+        """Put bytes where workers can read them for an hour from their last use; equal bytes get equal references.
+
+        Raises:
+            QueueDownError: Redis does not answer, or is full.
+        """
+        name = digest(data)
+        with redis_errors_as_ours():
+            if not self.redis().expire(blob_key(name), BLOB_TTL_S):
+                self.redis().set(blob_key(name), data, ex=BLOB_TTL_S)
+        return MediaRef(f"blob:{name}")
+
+    def workers(self) -> list[WorkerStatus]:
+        """The live workers by name, those that still load among them; at most a second old.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        return self._roster.live()
+
+    def queue_lengths(self) -> dict[str, int]:
+        """Jobs that wait, by queue: the shared ones and those of the live workers.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        private = [private_queue(kind, worker.name) for worker in self.workers() for kind in PRIVATE_KINDS]
+        with redis_errors_as_ours():
+            return self._lengths([*PRIVATE_KINDS, *private])
+
+    def model_version(self) -> str:
+        """What the live workers serve, else what was served last, else "sam2-backend". Never fails."""
+        return self._roster.model_version()
+
+    def redis(self) -> redis.Redis:
+        """The client of this process, for small state of the web tier; its errors are redis-py's.
+
+        Raises:
+            QueueDownError: no Redis is configured.
+        """
+        with self._connecting:
+            if self._client is None:
+                # Each waiting thread holds a connection; the rest is for the status page and the metrics.
+                self._client = connect(self._settings.redis_url, self._settings.web_threads + 32)
+            return self._client
+
+    def close(self) -> None:
+        with self._connecting:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def _lengths(self, queues: Iterable[str]) -> dict[str, int]:
+        names = list(dict.fromkeys(queues))
+        with self.redis().pipeline() as pipe:
+            for name in names:
+                pipe.llen(queue_key(name))
+            return dict(zip(names, pipe.execute(), strict=True))
+
+    def _check_load(self, pending: Sequence[Pending]) -> None:
+        for queue, length in self._lengths(job.queue for job in pending).items():
+            if length >= self._settings.max_queued:
+                raise OverloadedError(
+                    f"{length} jobs wait on {queue} already. Try again in {_RETRY_AFTER_S:.0f} s, or start more workers.",
+                    retry_after_s=_RETRY_AFTER_S,
+                )
+
+    def _send(self, pending: Iterable[Pending], wait_s: float, *, are_newest: bool = False) -> None:
+        limit_s = math.ceil(wait_s) + _RECORD_TTL_S
+        with self.redis().pipeline() as pipe:
+            pipe.multi()  # rq would, too late
+            for job in pending:
+                if are_newest and job.message.drawing:
+                    pipe.set(drawing_key(job.message.drawing), job.job_id, ex=DRAWING_TTL_S)
+                self._put(pipe, job.queue, SEGMENT_IMAGE, job.job_id, job.message, limit_s=limit_s, ttl_s=limit_s)
+            pipe.execute()
+
+    def _put(self, pipe: Any, queue: str, function: str, job_id: str, message: Any, *, limit_s: int, ttl_s: int) -> None:
+        Queue(queue, connection=self.redis(), serializer=JSONSerializer).enqueue_call(
+            function,
+            args=(pack_job(message, pipe),),
+            timeout=limit_s,
+            ttl=ttl_s,
+            result_ttl=_RECORD_TTL_S,
+            failure_ttl=_RECORD_TTL_S,
+            job_id=job_id,
+            description=function,  # rq would write the arguments, and with them addresses that carry tokens
+            pipeline=pipe,
+        )
+        pipe.expire(queue_key(queue), QUEUE_TTL_S)

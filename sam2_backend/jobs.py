@@ -1,0 +1,95 @@
+"""The names written on the queue, and the one runtime that they reach.
+
+A job function is found by name from Redis, so it cannot be a method of an object that the worker made. The worker therefore installs its
+runtime here once, before it serves; nothing else is shared, and nothing happens on import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import redis
+
+from sam2_backend.errors import SupersededError
+from sam2_backend.messages import ImageJob, ImageReply, WarmJob
+from sam2_backend.queue_format import SEGMENT_IMAGE, WARM_IMAGE, call_of, drawing_key
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a runtime holds, for the worker's sign of life. Bytes; `hits` are embedding look-ups by CacheTier."""
+
+    device_cache_bytes: int = 0
+    host_cache_bytes: int = 0
+    device_used_bytes: int = 0
+    device_total_bytes: int = 0
+    hits: Mapping[str, float] | None = None
+
+
+class Runtime(Protocol):
+    """What a worker serves: a loaded model and its caches. Raises errors of our tree."""
+
+    @property
+    def model_version(self) -> str: ...
+    @property
+    def device(self) -> str: ...
+    def segment(self, job: ImageJob) -> ImageReply: ...
+    def warm(self, job: WarmJob) -> ImageReply: ...
+    def usage(self) -> Usage: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is known of a job besides its message."""
+
+    job_id: str
+    queue_ms: float
+    connection: redis.Redis
+
+
+_runtime: Runtime | None = None
+
+
+def install(runtime: Runtime) -> None:
+    """Make `runtime` the one that this process serves with. Called once by the worker, before its first job."""
+    global _runtime
+    if _runtime is not None:
+        raise RuntimeError("this process already has a runtime")
+    _runtime = runtime
+
+
+def _installed() -> Runtime:
+    if _runtime is None:
+        raise RuntimeError("no runtime was installed before the first job")
+    return _runtime
+
+
+def segment_image(job: ImageJob, order: Order) -> ImageReply:
+    """Segment, unless a newer click on the same drawing made it pointless.
+
+    Raises:
+        SupersededError: a later call wrote its id to the drawing's key.
+    """
+    if job.drawing:
+        newest = order.connection.get(drawing_key(job.drawing))
+        if isinstance(newest, bytes) and call_of(newest.decode()) != call_of(order.job_id):
+            raise SupersededError("A newer click on this drawing replaced this one.")
+    return _with_queue_time(_installed().segment(job), order)
+
+
+def warm_image(job: WarmJob, order: Order) -> ImageReply:
+    """Make and keep the embedding of an image."""
+    return _with_queue_time(_installed().warm(job), order)
+
+
+def _with_queue_time(reply: ImageReply, order: Order) -> ImageReply:
+    return replace(reply, timings_ms={"queue": order.queue_ms, **reply.timings_ms})
+
+
+#: All that a worker runs: name on the queue → (function, the message it takes).
+SERVED: dict[str, tuple[Callable[[Any, Order], ImageReply], type[ImageJob | WarmJob]]] = {
+    SEGMENT_IMAGE: (segment_image, ImageJob),
+    WARM_IMAGE: (warm_image, WarmJob),
+}

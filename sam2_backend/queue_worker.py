@@ -1,0 +1,183 @@
+"""The rq worker: one process, one job at a time, never a fork, since a fork would lose the model.
+
+Queue, job and registration are rq's. The loop is ours, because rq's ends when Redis does; so is the bookkeeping of a job: one round trip
+before the work and one after it, and nothing left behind that has no end of life.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import redis
+from rq import Queue, SimpleWorker, worker_registration
+from rq.exceptions import DequeueTimeout
+from rq.serializers import JSONSerializer
+from rq.timeouts import JobTimeoutException
+from rq.utils import now
+from rq.worker.base import WorkerStatus as RqState
+
+from sam2_backend.errors import JobTimedOutError, Sam2BackendError, SupersededError
+from sam2_backend.jobs import Runtime
+from sam2_backend.liveness import BEATS_UNTIL_DEAD, announce, bury, incarnation
+from sam2_backend.messages import ImageReply, WorkerStatus
+from sam2_backend.queue_format import REPLY_TTL_S, pack_answer, queues_served, reply_key, worker_key
+from sam2_backend.redis_connection import BLOCK_S, SOCKET_TIMEOUT_S
+from sam2_backend.safe_job import SafeJob
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.25
+_PUSHES = 20
+#: How long a started job's record outlives its time limit.
+_MARGIN_S = 60
+_DEFAULT_LIMIT_S = 180
+
+
+class QueueWorker(SimpleWorker):  # type: ignore[misc]
+    """Serves the queues of one worker name.
+
+    Args:
+        status: What is known before the model is loaded.
+        connection: Used by the loop and by the heartbeat thread.
+        heartbeat_s: How often `beat` will be called.
+    """
+
+    job_class = SafeJob
+    #: rq widens the socket's timeout to this; ours is wide enough for our short waits.
+    connection_timeout = SOCKET_TIMEOUT_S
+
+    def __init__(self, status: WorkerStatus, connection: redis.Redis, heartbeat_s: float) -> None:
+        super().__init__(
+            queues_served(status.name),
+            name=incarnation(status),
+            connection=connection,
+            serializer=JSONSerializer,
+            prepare_for_work=False,  # it would ask Redis, which may not be there yet
+        )
+        self.hostname, self.pid, self.ip_address = status.hostname, status.pid, "unknown"
+        self.birth_date = self.last_heartbeat = now()
+        self._status, self._heartbeat_s = status, heartbeat_s
+        self._runtime: Runtime | None = None
+        self._redis_is_down = False
+
+    def beat(self) -> None:
+        """Write one sign of life, ours and rq's, whole: a Redis that came back empty knows this worker again.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        usage = self._runtime.usage() if self._runtime else None
+        status = replace(self._status, beat_at=time.time())
+        if usage:
+            status = replace(
+                status,
+                device_cache_bytes=usage.device_cache_bytes,
+                host_cache_bytes=usage.host_cache_bytes,
+                device_used_bytes=usage.device_used_bytes,
+                device_total_bytes=usage.device_total_bytes,
+                hits=dict(usage.hits or {}),
+            )
+        self.last_heartbeat = now()
+        with self.connection.pipeline() as pipe:
+            announce(pipe, status, self._heartbeat_s)
+            pipe.hset(self.key, mapping=self.serialize())
+            pipe.expire(self.key, max(1, round(self._heartbeat_s * BEATS_UNTIL_DEAD)))
+            worker_registration.register(self, pipe)
+            pipe.execute()
+
+    def serve(self, runtime: Runtime, should_stop: Callable[[], bool]) -> None:
+        """Take jobs until told to stop; looked at between jobs, and every second while idle. Outlives any absence of Redis."""
+        self._runtime = runtime
+        self._status = replace(self._status, state="idle", model_version=runtime.model_version, device=runtime.device)
+        self._redis_is_down = True  # so that the first success announces the new state at once
+        while not should_stop():
+            try:
+                if self._redis_is_down:
+                    self.beat()
+                    self._redis_is_down = False
+                found = self._next_job()
+                if found is not None:
+                    self.execute_job(*found)
+            except redis.RedisError as error:
+                if not self._redis_is_down:
+                    log.warning("Redis does not answer (%s); trying again until it does", type(error).__name__)
+                self._redis_is_down = True
+                time.sleep(_RETRY_S)
+
+    def leave(self) -> None:
+        """Hand what waits for this worker to the others, and unregister. The heartbeat must have ended before.
+
+        Raises:
+            redis.RedisError: Redis does not answer; the others notice by the silence.
+        """
+        self.connection.delete(worker_key(self._status.name))
+        bury(self.connection, self._status.name)
+        self.register_death()
+
+    def execute_job(self, job: SafeJob, queue: Queue) -> None:  # noqa: ARG002  rq's signature
+        """Do one job and push its answer.
+
+        Raises:
+            redis.RedisError: Redis went away; whoever waits for the job sends it again.
+        """
+        limit_s = max(1, int(job.timeout or _DEFAULT_LIMIT_S))
+        with self.connection.pipeline() as pipe:
+            job.prepare_for_execution(self.name, pipe)
+            pipe.expire(job.key, limit_s + _MARGIN_S)
+            self.set_state(RqState.BUSY, pipe)
+            self.set_current_job_id(job.id, pipe)
+            pipe.execute()
+        self._status = replace(self._status, state="busy")
+        answer = self._answer(job, limit_s)
+        failed = isinstance(answer, Sam2BackendError) and not isinstance(answer, SupersededError)
+        self._status = replace(
+            self._status, state="idle", jobs_done=self._status.jobs_done + 1, jobs_failed=self._status.jobs_failed + failed
+        )
+        self._push(job, answer)
+
+    def _answer(self, job: SafeJob, limit_s: int) -> ImageReply | Sam2BackendError:
+        try:
+            with self.death_penalty_class(limit_s, JobTimeoutException, job_id=job.id):
+                return job.answer()
+        except JobTimeoutException:
+            log.warning("job %s exceeded its limit of %d s", job.id, limit_s)
+            return JobTimedOutError(f"The worker did not finish within {limit_s} s. Click again, or use a smaller model.")
+
+    def _push(self, job: SafeJob, answer: ImageReply | Sam2BackendError) -> None:
+        data = pack_answer(answer)
+        for left in reversed(range(_PUSHES)):
+            try:
+                with self.connection.pipeline() as pipe:
+                    pipe.rpush(reply_key(job.id), data)
+                    pipe.expire(reply_key(job.id), REPLY_TTL_S)
+                    pipe.delete(job.key)
+                    self.set_state(RqState.IDLE, pipe)
+                    self.set_current_job_id(None, pipe)
+                    pipe.execute()
+                return
+            except redis.RedisError:
+                if not left:
+                    raise
+                time.sleep(_RETRY_S)
+
+    def _next_job(self) -> tuple[SafeJob, Queue] | None:
+        try:
+            found: tuple[SafeJob, Queue] | None = Queue.dequeue_any(
+                self.queues, round(BLOCK_S), connection=self.connection, job_class=SafeJob, serializer=JSONSerializer
+            )
+            return found
+        except DequeueTimeout:
+            return None
+        except redis.RedisError:
+            raise
+        except Exception as error:
+            self._drop(str(getattr(error, "job_id", "")), error)
+            return None
+
+    def _drop(self, job_id: Any, error: Exception) -> None:
+        log.warning("job %s has an unreadable record (%s) and was dropped: sam2-backend did not write it", job_id, type(error).__name__)
+        self.connection.delete(SafeJob.redis_job_namespace_prefix + job_id)

@@ -1,0 +1,65 @@
+"""One way to reach Redis, for both tiers: bounded in time, never retried behind the caller's back, errors as ours.
+
+redis-py's defaults (5 s, ten retries) turn a wait of 7 s into a failure after 59 s. Here whoever waits repeats short waits instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from sam2_backend.errors import QueueDownError
+
+#: Longest single blocking command; it must end before the socket's own limit.
+BLOCK_S = 1.0
+SOCKET_TIMEOUT_S = 2.5
+
+
+def connect(url: str, max_connections: int) -> redis.Redis:
+    """A client that connects on its first command; safe to share between threads, binary replies.
+
+    Args:
+        url: redis://, rediss:// or unix://.
+        max_connections: Threads that may use it at once: a blocked command holds its connection.
+
+    Raises:
+        QueueDownError: the URL is empty or no Redis URL.
+    """
+    try:
+        # RESP2: with RESP3 redis-py 8 hands out pooled connections that the server has closed since.
+        return redis.Redis.from_url(
+            url,
+            protocol=2,
+            max_connections=max_connections,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_connect_timeout=SOCKET_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise QueueDownError(
+            "No Redis is configured. Set SAM2_REDIS_URL (redis://, rediss:// or unix://), or run `sam2-backend up`."
+        ) from error
+
+
+def as_bytes(value: bytes | str) -> bytes:
+    """What our clients return (binary replies), for redis-py's types, which allow for text."""
+    return value if isinstance(value, bytes) else value.encode()
+
+
+@contextmanager
+def redis_errors_as_ours() -> Iterator[None]:
+    """Turn any failure of Redis into one sentence; the address stays out of it, for it may hold a password.
+
+    Raises:
+        QueueDownError: Redis does not answer, or refuses.
+    """
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise QueueDownError("Redis does not answer. Start it or correct SAM2_REDIS_URL; `sam2-backend doctor` checks it.") from error
+    except redis.RedisError as error:
+        raise QueueDownError(f"Redis refused a command ({type(error).__name__}). `sam2-backend doctor` checks it.") from error

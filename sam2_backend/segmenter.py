@@ -1,0 +1,177 @@
+"""The life of a click inside a worker: media → embedding → decode → masks, each step timed.
+
+A warm click costs a look-up in the media index and in the cache, then the decoder: nothing is fetched, decoded or hashed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sam2_backend import masks, refinement
+from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
+from sam2_backend.engine import ImageEmbedding, Sam2Engine
+from sam2_backend.errors import GpuMemoryError, MediaUnreadableError
+from sam2_backend.images import ImageInfo, load_rgb, orientation_for
+from sam2_backend.jobs import Usage
+from sam2_backend.media import MediaFile, MediaStore
+from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MaskOptions, MediaRef, ObjectMask, WarmJob
+from sam2_backend.refinement import LogitsCache
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Milliseconds by step; a step inside another is taken off the outer one."""
+
+    spent_ms: dict[str, float] = field(default_factory=dict)
+    _inner_ms: float = 0.0
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        outer_inner_ms, self._inner_ms = self._inner_ms, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            whole_ms = (time.perf_counter() - start) * 1000
+            self.spent_ms[name] = round(self.spent_ms.get(name, 0.0) + whole_ms - self._inner_ms, 3)
+            self._inner_ms = outer_inner_ms + whole_ms
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    image_hash: str
+    key: str
+    embedding: ImageEmbedding
+    tier: CacheTier
+
+
+class _ImageChangedError(Exception):
+    """The media index named another image than the one that was fetched just now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segmenter:
+    """One engine with its caches: the runtime that a worker installs.
+
+    Used by the worker's main thread alone, apart from `usage`.
+    """
+
+    engine: Sam2Engine
+    store: MediaStore
+    embeddings: EmbeddingCache
+    logits: LogitsCache
+    worker_name: str
+    max_pixels: int
+
+    @property
+    def model_version(self) -> str:
+        return self.engine.model_version
+
+    @property
+    def device(self) -> str:
+        return str(self.engine.device)
+
+    def segment(self, job: ImageJob) -> ImageReply:
+        """One mask per prompt, in the order and at the size of the job.
+
+        Raises:
+            MediaError: the image cannot be had, or is not what the client sees.
+            GpuMemoryError: the device is full, also after its cache tier was emptied.
+        """
+        clock = _Clock()
+        found = self._embedding(job.media, job.size_hw, clock)
+        with clock.step("decode"):
+            pairs = self._with_room(
+                lambda: refinement.segment(self.engine, found.embedding, found.key, job.prompts, job.size_hw, job.options, self.logits)
+            )
+        with clock.step("runs"):
+            objects = tuple(_finished(prompt, mask, score, job.options) for prompt, (mask, score) in zip(job.prompts, pairs, strict=True))
+        return self._reply("segment", found, clock, objects)
+
+    def warm(self, job: WarmJob) -> ImageReply:
+        """Make and keep the embedding, upright as a browser would show the image.
+
+        Raises:
+            MediaError, GpuMemoryError: as for `segment`.
+        """
+        clock = _Clock()
+        return self._reply("warm", self._embedding(job.media, None, clock), clock, ())
+
+    def usage(self) -> Usage:
+        stats = self.embeddings.stats()
+        used, total = 0, 0
+        if self.engine.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.engine.device)
+            used = total - free
+        return Usage(stats.device_bytes, stats.host_bytes, used, total, {tier: float(count) for tier, count in stats.hits.items()})
+
+    def _embedding(self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: _Clock) -> _Found:
+        with clock.step("media"):
+            known = self.store.lookup(media)
+        for _ in range(2):
+            file = None
+            if known is None:
+                with clock.step("media"):
+                    file = self.store.fetch(media)
+                known = file.image_hash, file.info
+            try:
+                with clock.step("embed"):
+                    return self._find_or_make(media, file, known, shown_size_hw, clock)
+            except _ImageChangedError:
+                known = None
+        raise MediaUnreadableError("The image changes each time it is fetched. Give every image an address of its own.")
+
+    def _find_or_make(
+        self, media: MediaRef, file: MediaFile | None, known: tuple[str, ImageInfo], shown_size_hw: tuple[int, int] | None, clock: _Clock
+    ) -> _Found:
+        image_hash, info = known
+        orientation = orientation_for(info, shown_size_hw)
+        key = EmbeddingKey(image_hash, self.engine.model_id, self.engine.preprocessing, orientation)
+
+        def make() -> ImageEmbedding:
+            with clock.step("media"):
+                fetched = file or self.store.fetch(media)
+                if fetched.image_hash != image_hash:
+                    raise _ImageChangedError
+                image = load_rgb(fetched.data, orientation, self.max_pixels)
+            return self._with_room(lambda: self.engine.embed(image))
+
+        embedding, tier = self.embeddings.get_or_make(key, make)
+        return _Found(image_hash, key.text, embedding, tier)
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Do `work`; where the device is full, once more after its cache tier was emptied."""
+        try:
+            return work()
+        except GpuMemoryError:
+            log.warning("the device is full: its embeddings are dropped and the step is tried once more")
+            self.embeddings.empty_device_tier()
+            return work()
+
+    def _reply(self, kind: str, found: _Found, clock: _Clock, objects: tuple[ObjectMask, ...]) -> ImageReply:
+        fields = {"kind": kind, "image": found.image_hash[:6], "prompts": len(objects), "cache": found.tier}
+        fields |= {f"{step}_ms": round(ms, 1) for step, ms in clock.spent_ms.items()}
+        text = " ".join(f"{name}={value}" for name, value in fields.items())
+        log.info("job %s", text, extra={"event_name": "job", "event_fields": fields})
+        return ImageReply(found.image_hash, self.engine.model_version, self.worker_name, found.tier, objects, clock.spent_ms)
+
+
+def _finished(prompt: ImagePrompt, mask: npt.NDArray[np.bool_], score: float, options: MaskOptions) -> ObjectMask:
+    """The mask (H, W) bool as the project wants it: holes filled, islands removed, cut to the prompt's polygon."""
+    mask = masks.clean(mask, options.fill_holes_px, options.remove_sprinkles_px)
+    if prompt.clip_xy_px:
+        mask &= masks.fill_polygon(prompt.clip_xy_px, mask.shape)
+    return ObjectMask(prompt.prompt_id, masks.runs_from_mask(mask), float(score))
