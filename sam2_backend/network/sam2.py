@@ -38,6 +38,11 @@ class _Folded(nn.Module):
             self.register_buffer(f"weight_{stage}", outer @ inner, persistent=False)
             self.register_buffer(f"bias_{stage}", outer @ first.bias + second.bias, persistent=False)
 
+    def set_encoder_dtype(self, dtype: torch.dtype) -> None:
+        for name, buffer in self.named_buffers():
+            if name != "grid_positions":
+                setattr(self, name, buffer.to(dtype))
+
     def high_res(self, stage: int, tokens: Tensor) -> Tensor:
         return F.linear(tokens, self.get_buffer(f"weight_{stage}"), self.get_buffer(f"bias_{stage}")).permute(0, 3, 1, 2)
 
@@ -77,6 +82,13 @@ class Sam2Network(nn.Module):
         self._folded = None
         self._folded = _Folded(self)
         return self.eval().requires_grad_(requires_grad=False)
+
+    def set_encoder_dtype(self, dtype: torch.dtype) -> Sam2Network:
+        """Let a folded network encode in another precision; prompts and decoder stay as they are. Returns itself."""
+        self.image_encoder.to(dtype)
+        if self._folded:
+            self._folded.set_encoder_dtype(dtype)
+        return self
 
     def encode(self, images: Tensor) -> FeatureMaps:
         """Encode normalised images (B, 3, S, S) → the feature maps, without the no-memory vector (the video tracker wants them raw)."""

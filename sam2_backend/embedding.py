@@ -1,0 +1,74 @@
+"""The embedding of one image: three feature maps, and how they are stored."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_MAGIC = b"S2E1"
+_HEADER = struct.Struct("<4sI9I")  # magic, crc32 of the values, (channels, height, width) of each map
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageEmbedding:
+    """What the encoder makes of one image of side S, d channels wide; contiguous, and rounded to fp16 whatever the dtype.
+
+    Rounding comes before the first use, so that a mask does not depend on the cache tier that an embedding came through.
+
+    Attributes:
+        high_res_0: (1, d/8, S/4, S/4).
+        high_res_1: (1, d/4, S/8, S/8).
+        image: (1, d, S/16, S/16), without the no-memory vector, as a video tracker wants it.
+    """
+
+    high_res_0: Tensor
+    high_res_1: Tensor
+    image: Tensor
+
+    @classmethod
+    def rounded(cls, maps: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> ImageEmbedding:
+        """Make one of what the encoder returned."""
+        return cls(*(t.to(torch.float16).to(dtype).contiguous() for t in maps))
+
+    @property
+    def maps(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.high_res_0, self.high_res_1, self.image
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held on the device."""
+        return sum(t.nbytes for t in self.maps)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> ImageEmbedding:
+        return ImageEmbedding(*(t.to(device, dtype) for t in self.maps))
+
+    def to_bytes(self) -> bytes:
+        """The values as fp16 behind a header that `from_bytes` checks; no pickle."""
+        values = b"".join(t.to("cpu", torch.float16).numpy().tobytes() for t in self.maps)
+        return _HEADER.pack(_MAGIC, zlib.crc32(values), *(side for t in self.maps for side in t.shape[1:])) + values
+
+    @classmethod
+    def from_bytes(cls, data: bytes | memoryview, device: torch.device | str, dtype: torch.dtype) -> ImageEmbedding:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: the data are damaged or of another format.
+        """
+        if len(data) < _HEADER.size or bytes(data[:4]) != _MAGIC:
+            raise ValueError("not an embedding")
+        _, crc32, *sides = _HEADER.unpack_from(data)
+        values = memoryview(data)[_HEADER.size :]
+        if len(values) % 2 or zlib.crc32(values) != crc32:
+            raise ValueError("the embedding is damaged")
+        flat = torch.from_numpy(np.frombuffer(values, dtype="<f2").copy())
+        shapes = [sides[i : i + 3] for i in (0, 3, 6)]
+        ends = np.cumsum([0, *(channels * height * width for channels, height, width in shapes)])
+        if ends[-1] != flat.numel():
+            raise ValueError("the embedding is damaged")
+        maps = [flat[start:end].view(1, *shape) for start, end, shape in zip(ends[:-1], ends[1:], shapes, strict=True)]
+        return cls(*(t.to(device, dtype, copy=True) for t in maps))
