@@ -76,6 +76,10 @@ class MediaStore:
         entry = self._index.get(ref.uri)
         return (entry.image_hash, entry.info) if entry else None
 
+    def forget(self, ref: MediaRef) -> None:
+        """Make the next `lookup` find nothing and the next `fetch` ask the source: the image behind a reference was seen to have changed."""
+        self._index.forget(ref.uri)
+
     def fetch(self, ref: MediaRef) -> MediaFile:
         """The image itself: from disk where the index knows it, else from its source; once, however many ask at a time.
 

@@ -50,7 +50,7 @@ class MediaFolder:
             if image_hash(data) != name:
                 path.unlink()
                 return None
-            os.utime(path)
+            _touch(path)
         return data
 
     def write(self, name: str, data: bytes) -> Path | None:
@@ -66,6 +66,7 @@ class MediaFolder:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
+            _touch(Path(part))
             with self._locked():
                 self._make_room(len(data), name)
                 Path(part).replace(self.path(name))
@@ -99,3 +100,9 @@ class MediaFolder:
                         yield stat, Path(entry.path)
                     elif time.time() - stat.st_mtime > ABANDONED_AFTER_S:
                         os.unlink(entry.path)  # noqa: PTH108  a path string from scandir
+
+
+def _touch(path: Path) -> None:
+    # The time is given: the kernel's own is several milliseconds coarse, which would blur the order of use.
+    now_ns = time.time_ns()
+    os.utime(path, ns=(now_ns, now_ns))

@@ -71,6 +71,13 @@ class MediaIndex:
         wire = {"image_hash": image_hash, "info": info.to_json(), "fresh_until": entry.fresh_until}
         self._ask_redis("set", key, json.dumps(wire), ex=self._ttl_s)
 
+    def forget(self, uri: str) -> None:
+        """Trust nothing about a URI any longer, in this process and in those that have not asked yet."""
+        key = index_key(uri)
+        with self._lock:
+            self._entries.pop(key, None)
+        self._ask_redis("delete", key)
+
     def __len__(self) -> int:
         return len(self._entries)
 
