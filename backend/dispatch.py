@@ -90,24 +90,22 @@ class Dispatcher:
             QueueDownError: Redis does not answer.
         """
         with redis_errors_as_ours():
-            workers = self.workers()
-            names = [worker.name for worker in workers if worker.state != "loading"] or [worker.name for worker in workers]
-            by_uri = {job.media.uri: job for job in jobs}
-            queues = {uri: private_queue("warm", choose_worker(uri, names)) if names else "warm" for uri in by_uri}
+            queues = self._warm_queues({job.media.uri for job in jobs})
+            fresh = self._first_asked(queues)
             room = {queue: _MAX_WARM - length for queue, length in self._lengths(queues.values()).items()}
-            taken = []
-            for uri, queue in queues.items():
-                room[queue] -= 1
-                if room[queue] >= 0:
-                    taken.append(uri)
             with self.redis().pipeline() as pipe:
-                for uri in taken:
-                    pipe.set(warm_key(uri), 1, nx=True, ex=_WARM_ONCE_S)
-                fresh = [uri for uri, is_first in zip(taken, pipe.execute(), strict=True) if is_first]
-                pipe.multi()
-                for uri in fresh:
-                    job_id = f"{secrets.token_hex(8)}-warm"
-                    self._put(pipe, queues[uri], WARM_IMAGE, job_id, by_uri[uri], limit_s=_WARM_LIMIT_S, ttl_s=_WARM_TTL_S)
+                pipe.multi()  # rq would, too late
+                for job in jobs:
+                    uri = job.media.uri
+                    if uri not in fresh:
+                        continue
+                    fresh.remove(uri)
+                    room[queues[uri]] -= 1
+                    if room[queues[uri]] < 0:
+                        pipe.delete(warm_key(uri))  # dropped: it may be asked for again
+                    else:
+                        job_id = f"{secrets.token_hex(8)}-warm"
+                        self._put(pipe, queues[uri], WARM_IMAGE, job_id, job, limit_s=_WARM_LIMIT_S, ttl_s=_WARM_TTL_S)
                 pipe.execute()
 
     def put_blob(self, data: bytes) -> MediaRef:
@@ -161,6 +159,18 @@ class Dispatcher:
             if self._client is not None:
                 self._client.close()
                 self._client = None
+
+    def _warm_queues(self, uris: Iterable[str]) -> dict[str, str]:
+        workers = self.workers()
+        names = [worker.name for worker in workers if worker.state != "loading"] or [worker.name for worker in workers]
+        return {uri: private_queue("warm", choose_worker(uri, names)) if names else "warm" for uri in uris}
+
+    def _first_asked(self, uris: Iterable[str]) -> set[str]:
+        asked = list(uris)
+        with self.redis().pipeline() as pipe:
+            for uri in asked:
+                pipe.set(warm_key(uri), 1, nx=True, ex=_WARM_ONCE_S)
+            return {uri for uri, is_first in zip(asked, pipe.execute(), strict=True) if is_first}
 
     def _lengths(self, queues: Iterable[str]) -> dict[str, int]:
         names = list(dict.fromkeys(queues))

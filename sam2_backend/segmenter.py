@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from sam2_backend import masks, refinement
 from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
 from sam2_backend.engine import ImageEmbedding, Sam2Engine
 from sam2_backend.errors import GpuMemoryError, MediaUnreadableError
-from sam2_backend.images import ImageInfo, load_rgb, orientation_for
+from sam2_backend.images import ImageInfo, Orientation, load_rgb, orientation_for
 from sam2_backend.jobs import Usage
 from sam2_backend.media import MediaFile, MediaStore
 from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MaskOptions, MediaRef, ObjectMask, WarmJob
@@ -120,37 +121,41 @@ class Segmenter:
 
     def _embedding(self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: _Clock) -> _Found:
         with clock.step("media"):
-            known = self.store.lookup(media)
+            key = self._indexed_key(media, shown_size_hw)
         for _ in range(2):
             file = None
-            if known is None:
+            if key is None:
                 with clock.step("media"):
                     file = self.store.fetch(media)
-                known = file.image_hash, file.info
+                key = self._key(file.image_hash, file.info, shown_size_hw)
             try:
                 with clock.step("embed"):
-                    return self._find_or_make(media, file, known, shown_size_hw, clock)
+                    embedding, tier = self.embeddings.get_or_make(key, partial(self._make, media, file, key, clock))
+                return _Found(key.image_hash, key.text, embedding, tier)
             except _ImageChangedError:
-                known = None
+                key = None
         raise MediaUnreadableError("The image changes each time it is fetched. Give every image an address of its own.")
 
-    def _find_or_make(
-        self, media: MediaRef, file: MediaFile | None, known: tuple[str, ImageInfo], shown_size_hw: tuple[int, int] | None, clock: _Clock
-    ) -> _Found:
-        image_hash, info = known
-        orientation = orientation_for(info, shown_size_hw)
-        key = EmbeddingKey(image_hash, self.engine.model_id, self.engine.preprocessing, orientation)
+    def _indexed_key(self, media: MediaRef, shown_size_hw: tuple[int, int] | None) -> EmbeddingKey | None:
+        known = self.store.lookup(media)
+        if known is None:
+            return None
+        try:
+            return self._key(*known, shown_size_hw)
+        except MediaUnreadableError:
+            self.store.forget(media)  # the client sees another image than the index remembers: the source decides
+            return None
 
-        def make() -> ImageEmbedding:
-            with clock.step("media"):
-                fetched = file or self.store.fetch(media)
-                if fetched.image_hash != image_hash:
-                    raise _ImageChangedError
-                image = load_rgb(fetched.data, orientation, self.max_pixels)
-            return self._with_room(lambda: self.engine.embed(image))
+    def _key(self, image_hash: str, info: ImageInfo, shown_size_hw: tuple[int, int] | None) -> EmbeddingKey:
+        return EmbeddingKey(image_hash, self.engine.model_id, self.engine.preprocessing, orientation_for(info, shown_size_hw))
 
-        embedding, tier = self.embeddings.get_or_make(key, make)
-        return _Found(image_hash, key.text, embedding, tier)
+    def _make(self, media: MediaRef, file: MediaFile | None, key: EmbeddingKey, clock: _Clock) -> ImageEmbedding:
+        with clock.step("media"):
+            fetched = file or self.store.fetch(media)
+            if fetched.image_hash != key.image_hash:
+                raise _ImageChangedError
+            image = load_rgb(fetched.data, cast("Orientation", key.orientation), self.max_pixels)
+        return self._with_room(lambda: self.engine.embed(image))
 
     def _with_room(self, work: Callable[[], T]) -> T:
         """Do `work`; where the device is full, once more after its cache tier was emptied."""

@@ -1,0 +1,66 @@
+"""A real worker process with a runtime that has no model: what a job does is written in its prompts' ids.
+
+Run as a program; the environment holds the settings. `sleep:S` sleeps; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
+the process;
+`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import redis
+
+from sam2_backend.errors import error_from_code
+from sam2_backend.jobs import Usage
+from sam2_backend.messages import ImageJob, ImageReply, ObjectMask, RunLengths, WarmJob
+from sam2_backend.settings import Settings
+from sam2_backend.worker import run_worker
+
+VERSION = "no-model@1"
+
+
+class RuntimeWithoutModel:
+    model_version = VERSION
+    device = "cpu"
+
+    def __init__(self, connection: redis.Redis, name: str) -> None:
+        self._redis, self._name = connection, name
+
+    def segment(self, job: ImageJob) -> ImageReply:
+        masks = tuple(ObjectMask(prompt.prompt_id, self._obey(prompt.prompt_id), 0.5) for prompt in job.prompts)
+        return ImageReply("hash", VERSION, self._name, "none", masks, {"decode": 1.0})
+
+    def warm(self, job: WarmJob) -> ImageReply:
+        self._redis.rpush("sam2:test:warmed", f"{self._name} {job.media.uri}")
+        time.sleep(0.02)
+        return ImageReply("hash", VERSION, self._name, "none")
+
+    def usage(self) -> Usage:
+        return Usage(hits={"device": 3.0})
+
+    def _obey(self, wish: str) -> RunLengths:
+        verb, _, value = wish.partition(":")
+        if verb == "sleep":
+            self._redis.rpush("sam2:test:started", self._name)
+            time.sleep(float(value))
+        elif verb == "fail":
+            raise ValueError(value)
+        elif verb == "error":
+            raise error_from_code(value, "as asked", 7.0)
+        elif verb == "die":
+            os._exit(1)
+        elif verb == "note":
+            self._redis.rpush("sam2:test:notes", value)
+        return RunLengths((2, 2), b"\x04\0\0\0" * (int(value) if verb == "mask" else 1))
+
+
+def build(settings: Settings, connection: redis.Redis, name: str) -> RuntimeWithoutModel:
+    time.sleep(float(os.environ.get("LOADING_S", "0")))
+    return RuntimeWithoutModel(connection, name)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(Settings.from_env(os.environ), build))
