@@ -73,9 +73,9 @@ def _torch(settings: Settings) -> Iterator[Finding]:
     except ImportError:
         yield Finding("note", "torch", "not installed here: this machine can run the web tier, not a worker (pip install '.[worker]').")
         return
-    from sam2_backend.engine import choose_device
+    from sam2_backend.engine import device_of
 
-    device = choose_device(settings.device)
+    device = device_of(settings.device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         memory = f"{torch.cuda.get_device_name(device)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"

@@ -79,7 +79,7 @@ class Sam2Engine:
             SettingsError: the device does not exist here.
             GpuMemoryError: the device is too full for the weights.
         """
-        device = _device_of(settings.device)
+        device = device_of(settings.device)
         torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // settings.workers))
         return cls(checkpoints.load(settings), device)
 
@@ -209,7 +209,7 @@ def _is_stable(logits: Tensor) -> bool:
     return bool((outer == 0) | (inner / outer >= _STABILITY_MIN))
 
 
-def _device_of(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
