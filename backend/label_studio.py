@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -14,7 +15,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
 from sam2_backend.credentials import OriginCredentials
-from sam2_backend.errors import Sam2BackendError
+from sam2_backend.errors import MediaUnreachableError, Sam2BackendError
 
 #: GET only: repeating a POST would make a second project.
 _RETRIES = Retry(total=3, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504), allowed_methods=("GET",), raise_on_status=False)
@@ -167,6 +168,8 @@ class LabelStudio:
             raise LabelStudioError(
                 f"Label Studio at {self.base_url} does not answer ({type(error).__name__}). Is it running, and is LABEL_STUDIO_URL right?"
             ) from error
+        except MediaUnreachableError as error:  # the personal access token could not be exchanged
+            raise LabelStudioError(error.message) from error
         if response.ok:
             return response
         raise LabelStudioError(
@@ -211,7 +214,7 @@ def _detail(response: requests.Response) -> str:
         return str(body)[:500]
     parts = [str(body.get("detail") or "")]
     parts += [f"{name}: {reasons}" for name, reasons in (body.get("validation_errors") or {}).items()]
-    return " ".join(filter(None, parts))[:500] or response.reason
+    return re.sub(r"<[^>]*>", "", " ".join(filter(None, parts)))[:500] or response.reason
 
 
 def _next_step(response: requests.Response) -> str:
