@@ -1,0 +1,234 @@
+"""The web tier's HTTP: `create_app(settings)` wires the parts; every endpoint, and errors as answers. Knows no torch and no queue.
+
+Connects to nothing until a request needs it, so that /health answers before Redis does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, render_template, request
+from jinja2 import StrictUndefined
+
+from backend import logs, metrics
+from backend.answers import ENDPOINTS, error_response, known_error
+from backend.auth import CHALLENGE, Guard
+from backend.dispatch import Dispatcher
+from backend.predictor import Click, Predictor, task_name
+from backend.status import Journal, bytes_text, readiness
+from sam2_backend.errors import AuthError, OverloadedError, RequestError
+from sam2_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STAGES = ("queue", "media", "embed", "decode", "runs", "regions", "total")
+"""What `Server-Timing` and the log line split a click into; `regions` is `rle_ms` in the log."""
+
+KNOWN_ACTIONS = frozenset(
+    f"{noun}_{verb}"
+    for noun, verbs in {
+        "ANNOTATION": ("CREATED", "UPDATED", "DELETED"),
+        "ANNOTATIONS": ("CREATED", "DELETED"),
+        "TASKS": ("CREATED", "DELETED"),
+        "PROJECT": ("CREATED", "UPDATED", "DELETED"),
+        "LABEL_LINK": ("CREATED", "UPDATED", "DELETED"),
+        "START": ("TRAINING",),
+    }.items()
+    for verb in verbs
+)
+_ACTION_FIRST = re.compile(rb'\s*\{\s*"action"\s*:\s*"([A-Z_]{1,40})"\s*[,}]')
+_THREADS_KEPT_FREE = 4
+"""Threads that no waiting click may take, so that /health and /webhook answer in milliseconds."""
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+
+def create_app(settings: Settings, dispatcher: Dispatcher | None = None) -> Flask:
+    """The WSGI app. Connects lazily; nothing is read from the environment."""
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
+    app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's own provider has it
+    app.jinja_env.undefined = StrictUndefined
+    app.jinja_env.filters["bytes_text"] = bytes_text
+    web = Web(settings, dispatcher or Dispatcher(settings))
+    app.before_request(web.admit)
+    app.after_request(web.count)
+    app.register_error_handler(Exception, web.fail)
+    app.add_url_rule("/", view_func=web.index)
+    app.add_url_rule("/health", view_func=web.health)
+    app.add_url_rule("/ready", view_func=web.ready)
+    app.add_url_rule("/setup", view_func=web.setup, methods=["POST"])
+    app.add_url_rule("/predict", view_func=web.predict, methods=["POST"])
+    app.add_url_rule("/webhook", view_func=web.webhook, methods=["POST"])
+    app.add_url_rule("/versions", view_func=web.versions, methods=["GET", "POST"])  # label-studio-ml 1.0.9 posts
+    app.add_url_rule("/metrics", view_func=web.numbers)
+    return app
+
+
+def from_environ() -> Flask:
+    """The app of a process of its own: `gunicorn "backend.app:from_environ()"`."""
+    settings = Settings.from_env(os.environ)
+    logs.configure(settings)
+    return create_app(settings)
+
+
+class Web:
+    """The endpoints of one app, and what they share."""
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._predictor = Predictor(settings, dispatcher)
+        self._guard = Guard(settings)
+        self._metrics = metrics.Metrics(dispatcher)
+        self._journal = Journal()
+        self._scrub = logs.scrubber(settings)
+        self._waiting = threading.BoundedSemaphore(max(1, settings.web_threads - _THREADS_KEPT_FREE))
+
+    def admit(self) -> None:
+        g.started = time.perf_counter()
+        self._guard.check(request)
+
+    def count(self, response: Response) -> Response:
+        self._metrics.count_request(request.endpoint or "unknown", response.status_code)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    def fail(self, error: Exception) -> Response:
+        """The one place where an error becomes an answer, a log line and a line of the status page."""
+        known, status = known_error(error, self._settings.max_request_bytes)
+        known.message = self._scrub(known.message)
+        where = f"Task {g.task}" if "task" in g else logs.one_line(request.path, limit=100)
+        is_unexpected = known is not error and status >= 500
+        level = logging.ERROR if status >= 500 else logging.WARNING
+        facts = {"endpoint": request.endpoint or "unknown", "code": known.code, "status": status, "task": g.get("task", "-")}
+        facts |= {"total_ms": round(_ms_since_start(), 1), "message": known.message}
+        logs.event(log, "error", facts, level=level, exc_info=is_unexpected)
+        self._metrics.count_error(known.code)
+        if request.endpoint in {"predict", "setup"} or is_unexpected:
+            self._journal.error(where, known.code, known.message)
+        response = error_response(known, status)
+        if isinstance(known, AuthError):
+            response.headers["WWW-Authenticate"] = CHALLENGE
+        return response
+
+    def health(self) -> Response:
+        """That this process lives; nothing else is looked at. Label Studio allows 1 s."""
+        return jsonify({"status": "UP", "model_class": "Sam2Backend", "version": _version()})
+
+    def ready(self) -> tuple[Response, int]:
+        state = readiness(self._settings, self._dispatcher, self._predictor.projects)
+        return jsonify(state.to_json()), 200 if state.is_ready else 503
+
+    def index(self) -> Response:
+        state = readiness(self._settings, self._dispatcher, self._predictor.projects)
+        if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
+            return jsonify({"status": "UP", "endpoints": list(ENDPOINTS), "ready": state.to_json()})
+        response = Response(
+            render_template("status.html", state=state, entries=self._journal.newest(), version=_version()), mimetype="text/html"
+        )
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    def setup(self) -> Response:
+        body = _json_object()
+        return jsonify(self._predictor.setup(body.get("project"), body.get("schema"), body.get("hostname"), body.get("extra_params")))
+
+    def versions(self) -> Response:
+        return jsonify({"versions": [self._dispatcher.model_version()]})
+
+    def numbers(self) -> Response:
+        return Response(self._metrics.render(), content_type=metrics.CONTENT_TYPE)
+
+    def predict(self) -> Response:
+        body = _json_object()
+        params = body.get("params") or {}
+        if not isinstance(params, dict):
+            raise RequestError("`params` must be an object; Label Studio puts the clicks into `params.context`.")
+        g.task = task_name(body.get("tasks"))
+        click = self._click(body, params.get("context"))
+        response = jsonify({"results": click.predictions})
+        timings_ms = dict.fromkeys(STAGES, 0.0) | click.timings_ms | {"total": _ms_since_start()}
+        response.headers["Server-Timing"] = ", ".join(f"{stage};dur={timings_ms[stage]:.2f}" for stage in STAGES)
+        if click.facts:
+            self._tell(click, timings_ms)
+        return response
+
+    def _click(self, body: dict[str, Any], context: Any) -> Click:
+        """Answer; a click holds one of the threads that may wait."""
+        arguments = body.get("tasks"), body.get("label_config"), context, str(body.get("project") or "")
+        if context is None:
+            return self._predictor.click(*arguments)
+        if not self._waiting.acquire(blocking=False):
+            raise OverloadedError(
+                "Every thread of the web tier waits for a mask already. Try again; if it lasts, start more workers.", retry_after_s=2
+            )
+        try:
+            return self._predictor.click(*arguments)
+        finally:
+            self._waiting.release()
+
+    def _tell(self, click: Click, timings_ms: dict[str, float]) -> None:
+        spent = {f"{'rle' if stage == 'regions' else stage}_ms": round(timings_ms[stage], 1) for stage in STAGES}
+        asked = {key: click.facts[key] for key in ("task", "image", "objects", "points", "cache")}
+        logs.event(log, "click", asked | spent | {key: click.facts[key] for key in ("worker", "score")})
+        self._metrics.observe_click(timings_ms)
+        self._journal.click(click.facts, timings_ms, len(click.predictions[0]["result"]))
+
+    def webhook(self) -> tuple[Response, int]:
+        """Take any event and do nothing: training is not this backend's work. Label Studio waits inside the annotator's Submit."""
+        action = _webhook_action(request.get_data(cache=False))
+        known = action if action in KNOWN_ACTIONS else "unknown"
+        self._metrics.count_webhook(known)
+        logs.event(log, "webhook", {"action": action}, level=logging.DEBUG)
+        return jsonify({"result": {}, "status": "ok" if known == action else "ignored"}), 201 if known == action else 200
+
+
+def _webhook_action(raw: bytes) -> str:
+    """The event's name. Label Studio writes it first, so that megabytes of annotation need not be parsed."""
+    if match := _ACTION_FIRST.match(raw):
+        return match[1].decode("ascii")
+    action = _parse_object(raw).get("action")
+    if not isinstance(action, str):
+        raise RequestError("A webhook needs `action`, the event's name.")
+    return action
+
+
+def _json_object() -> dict[str, Any]:
+    return _parse_object(request.get_data(cache=False))
+
+
+def _parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in a body.
+
+    Raises:
+        RequestError: the body is no JSON, no object, nested without end, or holds half a surrogate pair, which no storage takes.
+    """
+    try:
+        value = json.loads(raw)
+        if b"\\u" in raw and re.search(rb"\\u[dD][89a-fA-F]", raw):
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RequestError("The request's body is not valid JSON. Send it as Label Studio does.") from error
+    if not isinstance(value, dict):
+        raise RequestError("The request's body must be a JSON object. Send it as Label Studio does.")
+    return value
+
+
+def _ms_since_start() -> float:
+    started: float = g.started
+    return (time.perf_counter() - started) * 1e3
+
+
+def _version() -> str:
+    try:
+        return version("sam2-label-studio")
+    except PackageNotFoundError:
+        return "from source"

@@ -1,0 +1,265 @@
+"""What a request to /predict or /setup means: the web tier without HTTP. Used by `app` and by `model`.
+
+Only `id` and `data` of a task are read: Label Studio sends every draft, annotation and prediction of the task along.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from redis import RedisError
+
+from backend import logs
+from backend.dispatch import Dispatcher
+from backend.label_config import LabelConfig, parse_label_config
+from backend.project_options import ProjectOptions, project_options
+from backend.projects import ProjectStore, judged, project_name
+from backend.prompts import DrawnObject, drawn_objects
+from backend.regions import regions
+from backend.task_media import image_uri, image_uris
+from sam2_backend.errors import LabelConfigError, MediaError, MediaUnreadableError, RequestError, Sam2BackendError, SupersededError
+from sam2_backend.messages import ImageJob, ImageReply, MediaRef, ObjectMask, WarmJob
+from sam2_backend.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MOST_WARMED_IMAGES = 64
+"""Images embedded ahead of time for one request; "Retrieve predictions" may send thousands of tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """What one /predict did, for the log, the metrics and the status page.
+
+    Attributes:
+        predictions: Exactly one per task.
+        timings_ms: `queue`, `media`, `embed`, `decode`, `runs`, `regions`, `total`, as far as they happened.
+        facts: What the canonical log line says beside the timings; empty: nothing was segmented.
+    """
+
+    predictions: list[dict[str, Any]]
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The objects drawn on one image of the task."""
+
+    objects: tuple[DrawnObject, ...]
+    job: ImageJob
+    options: ProjectOptions
+
+
+class Predictor:
+    """Turns what Label Studio asks into jobs, and their replies into predictions."""
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self.projects = ProjectStore(dispatcher.redis)
+
+    def predict(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> list[dict[str, Any]]:
+        """Exactly one prediction per task; see `click`."""
+        return self.click(tasks, label_config, context, project).predictions
+
+    def click(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> Click:
+        """Answer one /predict.
+
+        Args:
+            tasks: Label Studio's tasks, as they came.
+            label_config: The labeling config's XML.
+            context: None: nobody clicked, the images are embedded ahead of time; else `{"result": [region, …]}`, on the first task.
+            project: `<id>.<unix time>`, as at /setup.
+
+        Returns:
+            One prediction per task, with an empty `result` where nothing was asked, found, or a newer click came.
+
+        Raises:
+            RequestError: the request is not what Label Studio sends, or the prompts, the task or the labeling config cannot be used.
+            MediaError, QueueError, ModelError: as the worker or the queue says.
+        """
+        started = time.perf_counter()
+        _check_request(tasks, label_config, context)
+        if context is None:
+            self._warm(tasks, label_config, project)
+        drawn: Click | None = None
+        if context and context.get("result"):
+            drawn = self._segment(tasks[0], label_config, context, project)
+        version = (drawn.facts.get("model_version") if drawn else None) or self._dispatcher.model_version()
+        predictions: list[dict[str, Any]] = [{"result": [], "score": 0.0, "model_version": version} for _ in tasks]
+        if drawn is None:
+            return Click(predictions, {"total": _ms_since(started)})
+        predictions[0] = drawn.predictions[0] | {"model_version": version}
+        return Click(predictions, drawn.timings_ms | {"total": _ms_since(started)}, drawn.facts)
+
+    def setup(self, project: Any, schema: Any, hostname: Any = None, extra_params: Any = None) -> dict[str, Any]:  # noqa: ARG002  Label Studio's words
+        """Judge a project's labeling config, keep its extra parameters, and say which model answers.
+
+        `hostname` is what Label Studio believes its address to be, often one that nobody else can reach: not used.
+
+        Raises:
+            RequestError: project or schema is missing.
+            LabelConfigError: no mask can be answered with this labeling config; Label Studio shows the sentence to the person connecting.
+        """
+        if not isinstance(project, str | int) or isinstance(project, bool) or not isinstance(schema, str):
+            raise RequestError("/setup needs `project` and `schema`, the labeling config's XML, both as text.")
+        seen = judged(str(project), schema, extra_params)
+        if self.projects.remember(seen):
+            level = logging.WARNING if seen.unusable or seen.problems else logging.INFO
+            said = {"unusable": seen.unusable or "no", "problems": " ".join(seen.problems) or "none"}
+            logs.event(log, "setup", {"project": seen.name} | said, level=level)
+        if seen.unusable:
+            raise LabelConfigError(seen.unusable)
+        return {"model_version": self._dispatcher.model_version(), "problems": list(seen.problems)}
+
+    def _warm(self, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str) -> None:
+        """Have the tasks' images embedded; whatever goes wrong is logged, because nobody waits for it."""
+        problems: list[str] = []
+        jobs: list[WarmJob] = []
+        try:
+            config = parse_label_config(label_config)
+            jobs += itertools.islice(self._warm_jobs(tasks, config, problems), MOST_WARMED_IMAGES)
+            self._dispatcher.warm(jobs)
+        except (Sam2BackendError, RedisError) as error:
+            problems.append(error.message if isinstance(error, Sam2BackendError) else type(error).__name__)
+        facts = {"project": project_name(project), "tasks": len(tasks), "images": len(jobs)}
+        if problems:
+            logs.event(log, "not_warmed", facts | {"problems": len(problems), "message": problems[0]}, level=logging.WARNING)
+        else:
+            logs.event(log, "warm", facts)
+
+    def _warm_jobs(self, tasks: Sequence[Mapping[str, Any]], config: LabelConfig, problems: list[str]) -> Iterator[WarmJob]:
+        """A job for every page; a task whose data cannot be used adds its sentence to `problems` and is passed over."""
+        for task, tag in itertools.product(tasks, config.images):
+            try:
+                yield from [WarmJob(self._media_ref(uri)) for uri in image_uris(task, tag, self._settings)[:MOST_WARMED_IMAGES]]
+            except (RequestError, MediaError) as error:
+                problems.append(error.message)
+
+    def _segment(self, task: Mapping[str, Any], label_config: str, context: Mapping[str, Any], project: str) -> Click:
+        config = parse_label_config(label_config)
+        objects = drawn_objects(context, config, self._settings.max_prompts)
+        if not objects:
+            return Click([{"result": [], "score": 0.0}])
+        pages = self._pages(task, config, objects, project_name(project))
+        outcomes = self._dispatcher.segment([page.job for page in pages], self._settings.predict_wait_s)
+        replies = [(page, reply) for page, reply in zip(pages, outcomes, strict=True) if isinstance(reply, ImageReply)]
+        self._judge_failures([outcome for outcome in outcomes if isinstance(outcome, Sam2BackendError)], n_replies=len(replies), task=task)
+        started = time.perf_counter()
+        found, scores = _regions(replies, config)
+        timings_ms = _slowest([reply.timings_ms for _, reply in replies]) | {"regions": _ms_since(started)}
+        score = round(sum(scores) / len(scores), 4) if scores else 0.0
+        return Click([{"result": found, "score": score}], timings_ms, _facts(task, objects, replies, score))
+
+    def _pages(self, task: Mapping[str, Any], config: LabelConfig, objects: Sequence[DrawnObject], project: str) -> list[_Page]:
+        """One job per image, in the order in which the images were first drawn on."""
+        by_image: dict[tuple[Any, ...], list[DrawnObject]] = {}
+        for drawn in objects:
+            by_image.setdefault((drawn.to_name, drawn.item_index, drawn.size_hw), []).append(drawn)
+        extra_params = self.projects.extra_params(project) if project else ""
+        return [self._page(task, config, tuple(group), extra_params, project) for group in by_image.values()]
+
+    def _page(self, task: Mapping[str, Any], config: LabelConfig, group: tuple[DrawnObject, ...], extra_params: str, project: str) -> _Page:
+        first = group[0]
+        options, _ = project_options(config.output(first.to_name), extra_params)
+        media = self._media_ref(image_uri(task, config.object_tag(first.to_name), first.item_index, self._settings))
+        drawing = f"{project}/{task_name([task])}/{first.item_index}/{first.prompt.prompt_id}"
+        job = ImageJob(media, first.size_hw, tuple(drawn.prompt for drawn in group), options.mask, drawing)
+        return _Page(group, job, options)
+
+    def _media_ref(self, uri: str) -> MediaRef:
+        return self._dispatcher.put_blob(_data_uri_bytes(uri)) if uri[:5].lower() == "data:" else MediaRef(uri)
+
+    def _judge_failures(self, failures: Sequence[Sam2BackendError], *, n_replies: int, task: Mapping[str, Any]) -> None:
+        """One broken page does not cost the others their masks; with no page left, its error is the answer."""
+        errors = [error for error in failures if not isinstance(error, SupersededError)]
+        if errors and not n_replies:
+            raise errors[0]
+        for error in errors:
+            logs.event(log, "page_failed", {"task": task_name([task]), "code": error.code, "message": error.message}, level=logging.WARNING)
+
+
+def _check_request(tasks: Any, label_config: Any, context: Any) -> None:
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+        raise RequestError("`tasks` must be a list of at least one task, each an object with `id` and `data`.")
+    if not isinstance(label_config, str):
+        raise RequestError("`label_config` must be the labeling config's XML, as text.")
+    if context is not None and not isinstance(context, dict):
+        raise RequestError("`params.context` must be null or an object with `result`, the list of regions drawn.")
+    if context and not isinstance(context.get("result", []), list | None):
+        raise RequestError("`params.context.result` must be a list of regions.")
+
+
+def task_name(tasks: Any) -> str:
+    """The first task's id as it may stand in a key and in a log line; "-": it has none."""
+    first = tasks[0] if isinstance(tasks, list) and tasks else None
+    task_id = first.get("id") if isinstance(first, dict) else None
+    return logs.one_line(str(task_id), limit=40) if isinstance(task_id, int | str) else "-"
+
+
+def _data_uri_bytes(uri: str) -> bytes:
+    header, comma, payload = uri.partition(",")
+    try:
+        if not comma:
+            raise binascii.Error
+        return base64.b64decode(unquote_to_bytes(payload)) if header.lower().endswith(";base64") else unquote_to_bytes(payload)
+    except (binascii.Error, ValueError) as error:
+        raise MediaUnreadableError("The task's image is a data: address that does not decode. Import the image again.") from error
+
+
+def _regions(replies: Sequence[tuple[_Page, ImageReply]], config: LabelConfig) -> tuple[list[dict[str, Any]], list[float]]:
+    """Every region found, in the order drawn, and the scores of the masks they come from."""
+    found: list[dict[str, Any]] = []
+    scores: list[float] = []
+    for page, drawn, mask in _masks(replies):
+        shapes = regions(
+            mask,
+            config.output(drawn.to_name),
+            label_names=drawn.label_names,
+            region_id=drawn.region_id,
+            item_index=drawn.item_index,
+            options=page.options,
+        )
+        found += shapes
+        scores += [mask.score] if shapes else []
+    return found, scores
+
+
+def _masks(replies: Sequence[tuple[_Page, ImageReply]]) -> Iterator[tuple[_Page, DrawnObject, ObjectMask]]:
+    for page, reply in replies:
+        for drawn, mask in zip(page.objects, reply.masks, strict=True):
+            yield page, drawn, mask
+
+
+def _facts(
+    task: Mapping[str, Any], objects: Sequence[DrawnObject], replies: Sequence[tuple[_Page, ImageReply]], score: float
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "task": task_name([task]),
+        "image": ",".join(reply.image_hash[:6] for _, reply in replies) or "-",
+        "objects": len(objects),
+        "points": sum(len(drawn.prompt.points) for drawn in objects),
+        "cache": ",".join(reply.cache for _, reply in replies) or "superseded",
+        "worker": ",".join(dict.fromkeys(reply.worker for _, reply in replies)) or "-",
+        "score": score,
+    }
+    return facts | ({"model_version": replies[0][1].model_version} if replies else {})
+
+
+def _slowest(timings_ms: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Pages are worked on side by side: of each stage, the slowest counts."""
+    stages = dict.fromkeys(stage for timings in timings_ms for stage in timings)
+    return {stage: max(timings.get(stage, 0.0) for timings in timings_ms) for stage in stages}
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

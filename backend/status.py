@@ -1,0 +1,144 @@
+"""What is missing, in sentences, for /ready and the status page; and the last requests in words.
+
+The journal is this process's own memory: the newest `JOURNAL_ENTRIES`, gone with the process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redis import RedisError
+
+from backend import logs
+from backend.dispatch import Dispatcher
+from backend.projects import Project, ProjectStore
+from sam2_backend.errors import Sam2BackendError
+from sam2_backend.messages import WorkerStatus
+from sam2_backend.settings import MIB, Settings
+
+JOURNAL_ENTRIES = 50
+RANDOM_WEIGHTS = "random-weights"
+
+
+@dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One thing that happened, in words. `at` in Unix seconds."""
+
+    at: float
+    words: str
+    is_error: bool = False
+
+    @property
+    def clock(self) -> str:
+        return time.strftime("%H:%M:%S", time.gmtime(self.at))
+
+
+class Journal:
+    """The last requests of this process, newest first."""
+
+    def __init__(self) -> None:
+        self._entries: deque[JournalEntry] = deque(maxlen=JOURNAL_ENTRIES)
+        self._lock = threading.Lock()
+
+    def click(self, facts: dict[str, Any], timings_ms: dict[str, float], n_regions: int) -> None:
+        found = f"{n_regions} region{'s' * (n_regions != 1)}, score {facts['score']:.2f}" if n_regions else "nothing found"
+        prompts = f"{facts['points']} point{'s' * (facts['points'] != 1)}" if facts["points"] else f"{facts['objects']} shape(s)"
+        embedding = "embedding made now" if facts["cache"] == "none" else f"embedding from {facts['cache']}"
+        self._add(f"Task {facts['task']}: {prompts} → {found}, {timings_ms.get('total', 0):.0f} ms ({embedding}, {facts['worker']})")
+
+    def error(self, where: str, code: str, message: str) -> None:
+        self._add(f"{where}: {message} ({code})", is_error=True)
+
+    def newest(self) -> list[JournalEntry]:
+        with self._lock:
+            return list(reversed(self._entries))
+
+    def _add(self, words: str, *, is_error: bool = False) -> None:
+        with self._lock:
+            self._entries.append(JournalEntry(time.time(), logs.one_line(words, limit=300), is_error))
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a click can be answered now.
+
+    Attributes:
+        missing: What keeps every click from being answered.
+        warnings: What is unwise, or concerns single projects.
+    """
+
+    missing: tuple[str, ...]
+    warnings: tuple[str, ...]
+    workers: tuple[WorkerStatus, ...]
+    queues: dict[str, int]
+    projects: tuple[Project, ...]
+    model_version: str
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.missing
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "status": "ready" if self.is_ready else "not ready",
+            "missing": list(self.missing),
+            "warnings": list(self.warnings),
+            "model_version": self.model_version,
+            "workers": [{"name": w.name, "state": w.state, "device": w.device, "model_version": w.model_version} for w in self.workers],
+            "queues": self.queues,
+            "projects": [{"project": p.name, "unusable": p.unusable, "problems": list(p.problems)} for p in self.projects],
+        }
+
+
+def readiness(settings: Settings, dispatcher: Dispatcher, projects: ProjectStore) -> Readiness:
+    """Look at Redis, the workers, the model and the projects; never waits for a worker."""
+    try:
+        queues = dispatcher.queue_lengths()
+        workers = tuple(dispatcher.workers())
+    except (Sam2BackendError, RedisError, OSError):
+        missing = ("Redis does not answer. Start it, or set SAM2_REDIS_URL to the one that the workers use.",)
+        return Readiness(missing, (), (), {}, (), "")
+    seen = tuple(projects.newest())
+    warnings = [*_random_weights(workers), *_label_studio(settings, seen), *_project_warnings(seen)]
+    return Readiness(tuple(_workers_missing(workers)), tuple(warnings), workers, queues, seen, dispatcher.model_version())
+
+
+def _workers_missing(workers: Sequence[WorkerStatus]) -> list[str]:
+    if not workers:
+        return ["No worker is alive. Start one with `sam2-backend worker`; its first log lines say what keeps it from starting."]
+    if all(worker.state == "loading" for worker in workers):
+        return [f"Worker {worker.name} is still loading its model. Wait; its log shows how far it is." for worker in workers]
+    return []
+
+
+def _random_weights(workers: Sequence[WorkerStatus]) -> list[str]:
+    return [
+        f"Worker {worker.name} uses random weights ({worker.model_version}): its masks mean nothing. "
+        "Fetch a checkpoint with `sam2-backend checkpoints fetch sam2.1_hiera_tiny` and restart the worker."
+        for worker in workers
+        if worker.model_version.startswith(RANDOM_WEIGHTS)
+    ]
+
+
+def _label_studio(settings: Settings, projects: Sequence[Project]) -> list[str]:
+    if projects and not settings.label_studio_url:
+        return [
+            "LABEL_STUDIO_URL is not set: uploaded and cloud images of the connected projects cannot be fetched. Set it to an address of Label Studio that this machine reaches, and LABEL_STUDIO_API_KEY to a token."
+        ]
+    if settings.label_studio_url and not settings.label_studio_api_key:
+        return ["LABEL_STUDIO_API_KEY is not set: Label Studio will refuse to hand out uploaded images. Set it to an access token."]
+    return []
+
+
+def _project_warnings(projects: Sequence[Project]) -> list[str]:
+    return [f"Project {p.title}: {sentence}" for p in projects for sentence in ((p.unusable,) if p.unusable else p.problems)]
+
+
+def bytes_text(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / MIB:.0f} MiB" if count < 1024 * MIB else f"{count / (1024 * MIB):.1f} GiB"
