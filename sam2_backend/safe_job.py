@@ -23,20 +23,19 @@ from sam2_backend.queue_format import unpack_job
 
 log = logging.getLogger(__name__)
 
-_USER_OR_QUERY = re.compile(r"(?<=://)[^/\s@'\"]+@|\?[^\s'\"]+")
+#: The rest of what rq can keep of a job names code to import or addresses to call.
+_BELIEVED = {b"data", b"status", b"origin", b"created_at", b"enqueued_at", b"timeout"}
+
+_USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_QUERY = re.compile(r"(/[^\s?'\"]*)\?[^\s'\"]*")
 
 
 class SafeJob(Job):  # type: ignore[misc]
-    """A job of which only the function's name, its one argument and its time limit are believed."""
+    """A job of which little more than the function's name, its one argument and its time limit are believed."""
 
     def restore(self, raw_data: Any) -> None:
         """Read a job from Redis without what we never write: callbacks, webhooks, dependencies, repeats, retries."""
-        super().restore(raw_data)
-        self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
-        self.webhooks: list[Any] = []
-        self._dependency_ids: list[str] = []
-        self.group_id = None
-        self.repeats_left = self.retries_left = None
+        super().restore({name: value for name, value in raw_data.items() if name in _BELIEVED})
 
     def perform(self) -> Any:
         """Refused: rq's own way would import the function that the job names."""
@@ -77,4 +76,4 @@ class SafeJob(Job):  # type: ignore[misc]
 
 def without_secrets(text: str) -> str:
     """The text with user names, passwords and query strings cut from the addresses in it: they carry tokens."""
-    return _USER_OR_QUERY.sub("", text)
+    return _QUERY.sub(r"\1", _USER.sub("", text))

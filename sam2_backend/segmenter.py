@@ -178,5 +178,5 @@ def _finished(prompt: ImagePrompt, mask: npt.NDArray[np.bool_], score: float, op
     """The mask (H, W) bool as the project wants it: holes filled, islands removed, cut to the prompt's polygon."""
     mask = masks.clean(mask, options.fill_holes_px, options.remove_sprinkles_px)
     if prompt.clip_xy_px:
-        mask &= masks.fill_polygon(prompt.clip_xy_px, mask.shape)
+        mask = mask & masks.fill_polygon(prompt.clip_xy_px, (mask.shape[0], mask.shape[1]))
     return ObjectMask(prompt.prompt_id, masks.runs_from_mask(mask), float(score))

@@ -32,7 +32,7 @@ from sam2_backend.queue_format import SEGMENT_IMAGE, reply_key, unpack_answer
 from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until  # noqa: E402
+from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sam2_backend.messages import MediaRef, WarmJob
 from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until  # noqa: E402
+from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
 
 DEAD_AFTER_S = HEARTBEAT_S * 5
 
