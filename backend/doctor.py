@@ -40,7 +40,7 @@ def run_doctor(settings: Settings, project_id: int | None = None, echo: Callable
     for finding in examine(settings, project_id):
         echo(str(finding))
         wrong += finding.state == "wrong"
-    echo(f"{wrong} things to mend." if wrong else "Everything that was checked is in order.")
+    echo(f"{wrong} to mend." if wrong else "Everything that was checked is in order.")
     return 1 if wrong else 0
 
 
@@ -83,8 +83,7 @@ def _torch(settings: Settings) -> Iterator[Finding]:
         advice = "" if state == "ok" else ". Free the device or lower SAM2_DEVICE_CACHE_BYTES."
         yield Finding(state, "device", f"{device}: {memory}{advice}")
     else:
-        hint = "" if device.type != "cpu" or settings.device == "cpu" else "; a GPU makes first clicks about a hundred times quicker"
-        yield Finding("ok", "device", f"{device} with {torch.get_num_threads()} threads{hint}")
+        yield Finding("ok", "device", f"{device} with {torch.get_num_threads()} threads")
     yield Finding("ok", "torch", torch.__version__)
 
 
