@@ -14,7 +14,7 @@ from urllib3.exceptions import HTTPError
 
 from sam2_backend.errors import MediaUnreachableError, SettingsError
 from sam2_backend.guarded_pool import guarded_pool_manager
-from sam2_backend.ssrf import HostPolicy, origin_of
+from sam2_backend.ssrf import HostPolicy, origin_of, shown_url
 
 ACCESS_LIFETIME_S = 300.0
 """Label Studio's, for an access token that does not say when it expires."""
@@ -89,12 +89,12 @@ class OriginCredentials:
                 answer.release_conn()
         except HTTPError:
             raise MediaUnreachableError(
-                f"Label Studio does not answer at {self._refresh_url}, where LABEL_STUDIO_API_KEY is exchanged. Check LABEL_STUDIO_URL."
+                f"Label Studio does not answer at {shown_url(self._refresh_url)}, where LABEL_STUDIO_API_KEY is exchanged. Check LABEL_STUDIO_URL."
             ) from None
         access = _access_token(body) if answer.status == 200 else None
         if access is None:
             raise MediaUnreachableError(
-                f"Label Studio refused LABEL_STUDIO_API_KEY ({answer.status} from {self._refresh_url}). "
+                f"Label Studio refused LABEL_STUDIO_API_KEY ({answer.status} from {shown_url(self._refresh_url)}). "
                 "Make a new personal access token in Label Studio under Account & Settings, and check LABEL_STUDIO_URL."
             )
         return access

@@ -9,14 +9,13 @@ from http import HTTPStatus
 from urllib.parse import urljoin
 
 from urllib3 import BaseHTTPResponse, Timeout
-from urllib3.exceptions import DecodeError, HTTPError, ProtocolError, SSLError
+from urllib3.exceptions import DecodeError, HTTPError, NewConnectionError, ProtocolError, SSLError
 from urllib3.exceptions import TimeoutError as TransferTimeoutError
-from urllib3.util import parse_url
 
 from sam2_backend.credentials import OriginCredentials
 from sam2_backend.errors import MediaRefusedError, MediaTooLargeError, MediaUnreachableError, MediaUnreadableError
 from sam2_backend.guarded_pool import guarded_pool_manager
-from sam2_backend.ssrf import HostPolicy, origin_of
+from sam2_backend.ssrf import HostPolicy, origin_of, shown_url
 
 MAX_REDIRECTS = 5
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -25,15 +24,6 @@ READ_BYTES = 256 << 10
 SMALL_BODY_BYTES = 16 << 10
 """A redirect's own body is read up to this size, so that its connection can be used again."""
 REQUEST_HEADERS = {"Accept": "image/*,*/*;q=0.8", "Accept-Encoding": "identity", "User-Agent": "sam2-backend"}
-
-
-def shown_url(url: str) -> str:
-    """A URL as messages and logs may name it: no user, password, query or fragment, for these carry signatures and tokens."""
-    origin = origin_of(url)
-    if origin is None:
-        return f"{url.partition(':')[0][:20]}:…"
-    netloc, path = parse_url(url).netloc or "", parse_url(url).path or "/"
-    return f"{origin[0]}://{netloc}{path}"[:200]
 
 
 class Downloader:
@@ -129,6 +119,8 @@ class Downloader:
         where = shown_url(url)
         try:
             yield
+        except NewConnectionError:  # before the time-outs, which it is one of by name
+            raise MediaUnreachableError(f"{where} cannot be connected to. Check the address, and that the server runs.") from None
         except TransferTimeoutError:
             raise MediaUnreachableError(
                 f"{where} did not arrive in time. Check the network, or raise SAM2_MEDIA_DEADLINE_S ({self._deadline_s:g})."
@@ -142,7 +134,7 @@ class Downloader:
         except ProtocolError:
             raise MediaUnreachableError(f"{where} broke off the transfer. Try again, or check the server.") from None
         except (HTTPError, ValueError):
-            raise MediaUnreachableError(f"{where} cannot be connected to. Check the address, and that the server runs.") from None
+            raise MediaUnreachableError(f"{where} cannot be fetched. Check the address in the task.") from None
 
 
 def _announced_bytes(response: BaseHTTPResponse) -> int | None:

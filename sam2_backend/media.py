@@ -15,14 +15,14 @@ from urllib.parse import unquote, urlsplit
 import redis
 
 from sam2_backend.credentials import OriginCredentials
-from sam2_backend.download import Downloader, shown_url
+from sam2_backend.download import Downloader
 from sam2_backend.errors import MediaRefusedError, MediaTooLargeError, MediaUnreachableError
 from sam2_backend.images import ImageInfo, inspect
 from sam2_backend.media_folder import MediaFolder, image_hash
 from sam2_backend.media_index import MediaIndex
 from sam2_backend.messages import MediaRef
 from sam2_backend.settings import Settings
-from sam2_backend.ssrf import HostPolicy
+from sam2_backend.ssrf import HostPolicy, shown_url
 
 BLOB_PREFIX = "sam2:blob:"
 

@@ -52,6 +52,15 @@ def origin_of(url: str) -> Origin | None:
     return parsed.scheme, _plain(parsed.host), parsed.port or (443 if parsed.scheme == "https" else 80)
 
 
+def shown_url(url: str) -> str:
+    """A URL as messages and logs may name it: no user, password, query or fragment, for these carry signatures and tokens."""
+    origin = origin_of(url)
+    if origin is None:
+        return f"{url.partition(':')[0][:20]}:…"
+    netloc, path = parse_url(url).netloc or "", parse_url(url).path or "/"
+    return f"{origin[0]}://{netloc}{path}"[:200]
+
+
 class HostPolicy:
     """The allow-list: public addresses, one trusted origin, and what SAM2_MEDIA_ALLOW_HOSTS names.
 
