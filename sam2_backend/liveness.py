@@ -108,5 +108,8 @@ class Heartbeat:
                     live_workers(self._redis)
             except redis.RedisError as error:
                 log.debug("a heartbeat was skipped: %s", type(error).__name__)
+            except Exception:
+                # A worker that works must not look dead because its own statistics failed.
+                log.exception("a heartbeat failed")
             if self._stop.wait(self._heartbeat_s):
                 return

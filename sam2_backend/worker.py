@@ -40,16 +40,13 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
     Raises:
         BadCheckpointError: the checkpoint is missing, damaged, or none of SAM 2's.
     """
-    import torch
-
     from sam2_backend.embedding_cache import EmbeddingCache
     from sam2_backend.engine import Sam2Engine
     from sam2_backend.media import MediaStore
     from sam2_backend.refinement import LogitsCache
     from sam2_backend.segmenter import Segmenter
 
-    torch.set_num_threads(settings.torch_threads or max(1, _cores() // settings.workers))
-    engine = Sam2Engine.load(settings)
+    engine = Sam2Engine.load(settings)  # sets torch's threads, too
     engine.warm_up()
     cache = EmbeddingCache(
         connection,
@@ -160,7 +157,3 @@ def _is_other_process(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

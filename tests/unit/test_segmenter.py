@@ -1,0 +1,205 @@
+"""The life of a click inside a worker, on a small network with random weights; media comes from a dictionary."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam2_backend import refinement
+from sam2_backend import segmenter as segmenter_module
+from sam2_backend.embedding_cache import EmbeddingCache
+from sam2_backend.engine import Sam2Engine
+from sam2_backend.errors import GpuMemoryError, MediaUnreadableError
+from sam2_backend.images import ImageInfo, inspect
+from sam2_backend.masks import mask_from_runs
+from sam2_backend.media import MediaFile
+from sam2_backend.messages import ImageJob, ImagePrompt, MaskOptions, MediaRef, Point, WarmJob
+from sam2_backend.refinement import LogitsCache
+from sam2_backend.segmenter import Segmenter
+from sam2_backend.settings import Settings
+
+SIZE_HW = (60, 90)
+URI = "http://images.test/1.png"
+
+
+def jpeg(seed: int, exif_orientation: int = 1) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (*SIZE_HW, 3), dtype=np.uint8)
+    image, out = Image.fromarray(pixels), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = exif_orientation
+    image.save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+class Store:
+    """A MediaStore over a dictionary that counts what it is asked for."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, bytes] = {URI: jpeg(1)}
+        self.index: dict[str, tuple[str, ImageInfo]] = {}
+        self.fetches = 0
+
+    def lookup(self, ref: MediaRef) -> tuple[str, ImageInfo] | None:
+        return self.index.get(ref.uri)
+
+    def forget(self, ref: MediaRef) -> None:
+        self.index.pop(ref.uri, None)
+
+    def fetch(self, ref: MediaRef) -> MediaFile:
+        self.fetches += 1
+        data = self.sources[ref.uri]
+        file = MediaFile(f"hash-{hash(data)}", None, data, inspect(data, 10**6))
+        self.index[ref.uri] = file.image_hash, file.info
+        return file
+
+
+@pytest.fixture(scope="module")
+def engine() -> Sam2Engine:
+    return Sam2Engine.load(Settings(model="random:nano", device="cpu", torch_threads=1))
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def segmenter(engine: Sam2Engine, store: Store) -> Segmenter:
+    budgets = {"device_budget_bytes": 1 << 28, "host_budget_bytes": 0, "redis_budget_bytes": 0}
+    cache = EmbeddingCache(None, engine.device, engine.dtype, **budgets)
+    return Segmenter(engine, store, cache, LogitsCache(16), "w0", 10**6)
+
+
+def click(*prompts: ImagePrompt, size_hw=SIZE_HW, options=MaskOptions()) -> ImageJob:
+    return ImageJob(MediaRef(URI), size_hw, prompts or (ImagePrompt("p", (Point(30.0, 20.0),)),), options)
+
+
+def pixels(reply) -> list[np.ndarray]:
+    return [mask_from_runs(mask.runs) for mask in reply.masks]
+
+
+def test_a_first_click_fetches_and_encodes_once_and_says_where_the_time_went(segmenter, store, caplog):
+    caplog.set_level(logging.INFO)
+    reply = segmenter.segment(click(ImagePrompt("a", (Point(30.0, 20.0),)), ImagePrompt("b", box_xyxy_px=(5.0, 5.0, 40.0, 30.0))))
+    assert [mask.prompt_id for mask in reply.masks] == ["a", "b"]
+    assert [mask.shape for mask in pixels(reply)] == [SIZE_HW, SIZE_HW]
+    assert (reply.cache, reply.worker, reply.model_version) == ("none", "w0", segmenter.engine.model_version)
+    assert set(reply.timings_ms) == {"media", "embed", "decode", "runs"}
+    assert min(reply.timings_ms.values()) > 0
+    assert store.fetches == 1
+    [line] = [record.getMessage() for record in caplog.records if record.name == "sam2_backend.segmenter"]
+    assert line.startswith("job kind=segment image=hash-")
+    assert " prompts=2 cache=none media_ms=" in line
+    assert "images.test" not in line
+
+
+def test_a_warm_click_fetches_decodes_and_encodes_nothing_and_gives_the_same_mask(segmenter, store, monkeypatch):
+    cold = segmenter.segment(click())
+
+    def never(*_args):
+        raise AssertionError("a warm click touched the image")
+
+    store.fetch = never
+    monkeypatch.setattr(segmenter_module, "load_rgb", never)
+    monkeypatch.setattr(Sam2Engine, "embed", never)
+    warm = segmenter.segment(click())
+    assert warm.cache == "device"
+    assert warm.masks == cold.masks
+
+
+def test_a_warmed_image_is_ready_for_the_first_click(segmenter, store):
+    assert segmenter.warm(WarmJob(MediaRef(URI))).masks == ()
+    assert segmenter.segment(click()).cache == "device"
+    assert store.fetches == 1
+
+
+def test_warming_takes_the_orientation_that_a_browser_shows(segmenter, store):
+    store.sources[URI] = jpeg(1, exif_orientation=6)
+    segmenter.warm(WarmJob(MediaRef(URI)))
+    assert segmenter.segment(click(size_hw=SIZE_HW[::-1])).cache == "device"
+    assert segmenter.segment(click(size_hw=SIZE_HW)).cache == "none", "shown as stored: another embedding"
+
+
+def test_a_file_that_vanished_is_fetched_again(segmenter, store):
+    segmenter.segment(click())
+    segmenter.embeddings.empty_device_tier()
+    assert segmenter.segment(click()).cache == "none"
+    assert store.fetches == 2
+
+
+def test_an_image_that_changed_behind_its_address_is_not_kept_under_the_old_ones_name(segmenter, store):
+    old = segmenter.segment(click())
+    segmenter.embeddings.empty_device_tier()
+    store.sources[URI] = jpeg(2)
+    new = segmenter.segment(click())
+    assert new.image_hash != old.image_hash
+    assert segmenter.segment(click()).image_hash == new.image_hash
+    store.sources[URI] = jpeg(1)
+    store.forget(MediaRef(URI))
+    assert segmenter.segment(click()).masks == old.masks
+
+
+def test_an_image_of_another_shape_than_remembered_is_looked_at_again(segmenter, store):
+    segmenter.segment(click())
+    store.sources[URI] = _square()
+    assert segmenter.segment(click(size_hw=(50, 50))).cache == "none"
+    with pytest.raises(MediaUnreadableError):
+        segmenter.segment(click())
+
+
+def _square() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (50, 50), "red").save(out, "PNG")
+    return out.getvalue()
+
+
+def test_the_options_and_the_cut_of_a_prompt_are_applied_to_its_mask(segmenter):
+    corners = ((10.0, 10.0), (50.0, 10.0), (50.0, 40.0), (10.0, 40.0))
+    everything = MaskOptions(mask_threshold=-1000.0)
+    [whole] = pixels(segmenter.segment(click(options=everything)))
+    [cut] = pixels(segmenter.segment(click(replace(click().prompts[0], clip_xy_px=corners), options=everything)))
+    assert whole.all()
+    assert cut.sum() == 40 * 30
+    assert cut[10:40, 10:50].all()
+
+
+def test_small_islands_are_removed_before_the_answer(segmenter, monkeypatch):
+    mask = np.zeros(SIZE_HW, dtype=bool)
+    mask[10:30, 10:30] = True
+    mask[50, 50] = True
+    monkeypatch.setattr(refinement, "segment", lambda *_args: [(mask, 0.5)])
+    [raw] = pixels(segmenter.segment(click()))
+    [cleaned] = pixels(segmenter.segment(click(options=MaskOptions(remove_sprinkles_px=2))))
+    assert raw.sum() == 401
+    assert cleaned.sum() == 400
+
+
+def test_a_full_device_is_emptied_and_tried_once_more(segmenter, monkeypatch):
+    segmenter.warm(WarmJob(MediaRef(URI)))
+    failures = iter([True, False])
+    decode = Sam2Engine.decode
+
+    def full_once(*args, **kwargs):
+        if next(failures, False):
+            raise GpuMemoryError("full")
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(Sam2Engine, "decode", full_once)
+    assert segmenter.segment(click()).masks
+    assert segmenter.usage().device_cache_bytes == 0
+    monkeypatch.setattr(Sam2Engine, "decode", lambda *_args, **_kwargs: (_ for _ in ()).throw(GpuMemoryError("full")))
+    with pytest.raises(GpuMemoryError):
+        segmenter.segment(click(ImagePrompt("new", (Point(1.0, 1.0),))))
+
+
+def test_usage_tells_bytes_and_hits(segmenter):
+    segmenter.segment(click())
+    segmenter.segment(click())
+    usage = segmenter.usage()
+    assert usage.device_cache_bytes > 0
+    assert (usage.hits["device"], usage.hits["none"]) == (1.0, 1.0)
