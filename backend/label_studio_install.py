@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import signal
 import sys
 import threading
 import time
@@ -15,6 +19,7 @@ from sam2_backend.settings import Settings
 VERSION = "1.23.2"
 #: Written last: an environment without it was interrupted.
 _MARKER = f"label-studio-{VERSION}-installed"
+_LOG = "install.log"
 _SAY_EVERY_S = 10.0
 
 Echo = Callable[[str], None]
@@ -44,27 +49,31 @@ def _script(venv: Path) -> Path:
 
 
 def _install(folder: Path, stopping: threading.Event, echo: Echo) -> bool:
+    venv, started = folder / "venv", time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    venv, log = folder / "venv", folder / "install.log"
-    log.unlink(missing_ok=True)
+    (folder / _LOG).unlink(missing_ok=True)
     echo(f"Installing Label Studio {VERSION} into {venv} (once; about 1 GB and some minutes)")
+
+    def say(text: str) -> None:
+        echo(f"[{time.monotonic() - started:5.1f} s] {text}")
+
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", f"label-studio=={VERSION}"]
-    steps = (
+    for what, command in (
         ("making the virtual environment", [sys.executable, "-m", "venv", "--clear", str(venv)]),
         (f"pip install label-studio=={VERSION}", pip),
-    )
-    started = time.monotonic()
-    for what, command in steps:
-        echo(f"[{time.monotonic() - started:5.1f} s] {what}")
-        if not _run(what, command, log, stopping, lambda line: echo(f"[{time.monotonic() - started:5.1f} s] {line}")):
+    ):
+        say(what)
+        if not _run(what, command, folder, stopping, say):
             return False
     (folder / _MARKER).touch()
     return True
 
 
-def _run(what: str, command: Sequence[str], log: Path, stopping: threading.Event, say: Echo) -> bool:
+def _run(what: str, command: Sequence[str], folder: Path, stopping: threading.Event, say: Echo) -> bool:
     """Run a step to its end, saying now and then how far it is. False: told to stop, and the step was ended."""
-    child = Child(what, command, log=log)
+    log, temporary = folder / _LOG, folder / "tmp"
+    temporary.mkdir(exist_ok=True)
+    child = Child(what, command, {**os.environ, "TMPDIR": str(temporary)}, log)
     child.start()
     said_at = time.monotonic()
     try:
@@ -75,15 +84,25 @@ def _run(what: str, command: Sequence[str], log: Path, stopping: threading.Event
                 said_at = time.monotonic()
                 say(_last_line(log))
     finally:
-        child.terminate()
-        child.wait(5)
+        _end_with_its_children(child)
+        shutil.rmtree(temporary, ignore_errors=True)
     if child.exit_code != 0:
         raise SettingsError(f"{what} failed: {_last_line(log)} The whole story is in {log}; `sam2-backend up` works without Label Studio.")
     return True
 
 
+def _end_with_its_children(child: Child) -> None:
+    """Venv and pip run children of their own, in the process group of the first."""
+    child.terminate()
+    child.wait(5)
+    if child.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+
+
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    written = log.read_text(errors="replace").splitlines() if log.exists() else []
+    lines = [line.strip() for line in written if line.strip() and not line.startswith("WARNING")]
     errors = [line for line in lines if line.startswith("ERROR")]
-    last = (errors or [line for line in lines if line.strip()] or ["no output yet"])[-1].strip()
+    last = (errors or lines or ["no output yet"])[-1]
     return last if len(last) < 120 else last[:117] + "..."
