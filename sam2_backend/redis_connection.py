@@ -30,10 +30,8 @@ def connect(url: str, max_connections: int) -> redis.Redis:
         QueueDownError: the URL is empty or no Redis URL.
     """
     try:
-        # RESP2: with RESP3 redis-py 8 hands out pooled connections that the server has closed since.
         return redis.Redis.from_url(
             url,
-            protocol=2,
             max_connections=max_connections,
             socket_timeout=SOCKET_TIMEOUT_S,
             socket_connect_timeout=SOCKET_TIMEOUT_S,
