@@ -97,8 +97,10 @@ def _web(settings: Settings, _options: argparse.Namespace) -> int:
 
 
 def _worker(settings: Settings, _options: argparse.Namespace) -> int:
+    from backend import logs
     from sam2_backend.worker import run_worker
 
+    logs.configure(settings)
     return run_worker(settings)
 
 

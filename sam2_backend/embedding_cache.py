@@ -208,9 +208,10 @@ class _RedisTier:
         self._put = connection.register_script(_PUT)
 
     def get(self, name: str) -> bytes | None:
-        data: bytes | None = self._redis.get(self.PREFIX + name)
-        if data is not None:
-            self._redis.zadd(self.ORDER, {name: time.time()}, xx=True)
+        data = self._redis.get(self.PREFIX + name)
+        if not isinstance(data, bytes):
+            return None
+        self._redis.zadd(self.ORDER, {name: time.time()}, xx=True)
         return data
 
     def put(self, name: str, data: bytes) -> None:
