@@ -25,7 +25,12 @@ _SIDE_ENDS_XY: NDArray[np.int32] = np.array([[1, 0], [0, 0], [0, 1], [1, 1]], dt
 
 
 def polygons_xy_px(
-    mask: Mask, epsilon_px: float | None = None, max_vertices: int = MAX_VERTICES, max_rings: int = MAX_RINGS
+    mask: Mask,
+    epsilon_px: float | None = None,
+    *,
+    min_area_px: int = 0,
+    max_vertices: int = MAX_VERTICES,
+    max_rings: int = MAX_RINGS,
 ) -> list[NDArray[np.float64]]:
     """The outer rings of a mask, one per island, along the pixels' edges. Holes are not told: a ring has none.
 
@@ -33,6 +38,7 @@ def polygons_xy_px(
         mask: (H, W) bool. Pixels that touch at a corner hang together.
         epsilon_px: How far a simplified ring may stray from the exact one, in pixels (Douglas-Peucker); 0: exact; None: 1 pixel.
             Taken smaller where the island would shrink or grow by a tenth, so that thin and tiny islands survive.
+        min_area_px: Islands of fewer pixels, their holes counted in, are left out.
         max_vertices: Rings above it are simplified further until they fit; at least 4.
         max_rings: Only so many of the largest islands.
 
@@ -41,14 +47,16 @@ def polygons_xy_px(
     """
     image = np.ascontiguousarray(mask).view(np.uint8)
     chains = [c[:, 0] for c in cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]]
+    chains = [chain for chain in chains if _filled_area_px(chain) >= min_area_px]
     chains = sorted(chains, key=_filled_area_px, reverse=True)[:max_rings]
     epsilon_px = DEFAULT_EPSILON_PX if epsilon_px is None else epsilon_px
     return [_simplified(_edge_ring(chain), epsilon_px, max_vertices).astype(np.float64) for chain in chains]
 
 
 def _filled_area_px(chain: NDArray[np.int32]) -> float:
-    """Pixels inside and on a chain of pixel centres: Pick's theorem."""
-    return float(cv2.contourArea(chain)) + len(chain) / 2 + 1
+    """Pixels on and inside a closed chain (n, 2) of pixel centres: Pick's theorem."""
+    n_steps = len(chain) if len(chain) > 1 else 0
+    return float(cv2.contourArea(chain)) + n_steps / 2 + 1
 
 
 def _edge_ring(chain: NDArray[np.int32]) -> NDArray[np.int32]:
