@@ -111,7 +111,7 @@ class Web:
         facts |= {"total_ms": round(_ms_since_start(), 1), "message": known.message}
         logs.event(log, "error", facts, level=level, exc_info=is_unexpected)
         self._metrics.count_error(known.code)
-        if request.endpoint in {"predict", "setup"} or is_unexpected:
+        if request.endpoint == "predict" or is_unexpected:  # what is wrong with a project stands under its name
             self._journal.error(where, known.code, known.message)
         response = error_response(known, status)
         if isinstance(known, AuthError):
