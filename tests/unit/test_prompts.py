@@ -506,7 +506,7 @@ GOOD = st.builds(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON | st.fixed_dictionaries({"result": st.lists(REGIONS | GOOD, max_size=5)}))
 def test_any_context_is_objects_or_a_prompt_error(context):
     try:
