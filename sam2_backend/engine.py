@@ -56,13 +56,12 @@ class Sam2Engine:
         dtype: Of the embeddings on the device.
         image_size: Side S of the square that the network sees.
         preprocessing: Version of how an image becomes that square; what caches key by.
-        uses_stability: Where the single mask is unstable, the best of the other three is taken, as the reference does. To be switched
-            off for checkpoints that never trained those.
+        uses_stability: See `NetworkConfig.stability_rule`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, uses_stability: bool = True) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self.model_id, self.model_version = checkpoint.model_id, checkpoint.model_version
-        self.device, self.uses_stability = device, uses_stability
+        self.device, self.uses_stability = device, checkpoint.config.stability_rule
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.image_size = checkpoint.config.image_size
         self.preprocessing = f"antialias-{self.image_size}-v1"

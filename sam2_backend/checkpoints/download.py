@@ -47,6 +47,7 @@ def fetch(name: str, folder: Path, on_progress: Progress = lambda _done, _total:
         with part.open("ab") as file:
             _lock(file, spec)
             _download(spec, file, on_progress)
+            file.flush()
             _verify(spec, part)
             part.replace(target)
     except (OSError, http.client.HTTPException, _BrokeOffError) as error:
@@ -111,6 +112,7 @@ def _verify(spec: ModelSpec, part: Path) -> None:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
+        error.close()  # it is the response, and holds its connection
         return f"the server answers {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
         return str(error.reason)

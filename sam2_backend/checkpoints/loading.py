@@ -110,9 +110,7 @@ def load(settings: Settings) -> Checkpoint:
     weights = read_weights(path)
     if name in MODELS:
         _check_digest(name, weights, path)
-    return Checkpoint(
-        path.stem if path.is_file() and name not in {"demo", *MODELS} else name, weights.sha256, weights.state_dict, weights.config
-    )
+    return Checkpoint(_short_name(name, path), weights.sha256, weights.state_dict, weights.config)
 
 
 def verify(target: str | Path, folder: Path) -> str:
@@ -164,6 +162,11 @@ def _path_of(name: str, settings: Settings) -> Path:
     near = difflib.get_close_matches(name, MODELS, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"The names are: {', '.join(MODELS)}, demo, random:NAME and auto."
     raise BadCheckpointError(f"There is no checkpoint {name}, neither a name nor a file. {hint}")
+
+
+def _short_name(name: str, path: Path) -> str:
+    """A published name, `demo` or a hub id stays; of a path its last part is shown."""
+    return path.stem if name not in {"demo", *MODELS} and Path(name).expanduser() == path else name
 
 
 def _demo_file(settings: Settings) -> Path | None:

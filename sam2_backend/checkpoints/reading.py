@@ -55,7 +55,9 @@ def read_weights(path: Path) -> Weights:
         raise BadCheckpointError(
             f"{path} cannot be read as a SAM 2 checkpoint: {_first_line(error)}. Download or export it again."
         ) from error
-    return Weights({name: tensor.float() for name, tensor in tensors.items()}, config, _digest(files))
+    # Fresh copies: what a file maps into memory may lie unaligned, and then torch sums in another order.
+    aligned = {name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    return Weights(aligned, config, _digest(files))
 
 
 def _files_of(path: Path) -> list[Path]:

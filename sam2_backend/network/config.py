@@ -31,6 +31,8 @@ class NetworkConfig:
         memory_mlp_dim: Width of the MLPs in the memory attention.
         has_memory: The parts that only video needs are there.
         is_v21: The two parts that SAM 2.1 added to SAM 2 are there (they are parts of the memory).
+        stability_rule: Where the single mask is unstable, the best of the three others is taken, as the reference does. False for
+            networks that never trained those.
     """
 
     image_size: int = 1024
@@ -48,6 +50,7 @@ class NetworkConfig:
     memory_mlp_dim: int = 2048
     has_memory: bool = True
     is_v21: bool = True
+    stability_rule: bool = True
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
