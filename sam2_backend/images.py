@@ -185,9 +185,11 @@ def _same_size(size_hw: tuple[int, int], shown_hw: tuple[int, int]) -> bool:
 
 def _same_aspect(size_hw: tuple[int, int], shown_hw: tuple[int, int]) -> bool:
     (height, width), (shown_height, shown_width) = size_hw, shown_hw
-    off_by = abs(shown_width * height / width - shown_height), abs(shown_height * width / height - shown_width)
-    # Half a pixel of rounding in either direction is not a difference, however few pixels there are.
-    return off_by[0] <= max(SAME_ASPECT * shown_height, 0.5) or off_by[1] <= max(SAME_ASPECT * shown_width, 0.5)
+    # Some scale gives both sides, each rounded to a whole pixel; or the aspects differ by less than is tolerated.
+    is_rounded = (shown_height - 0.5) * width <= (shown_width + 0.5) * height and (shown_width - 0.5) * height <= (
+        shown_height + 0.5
+    ) * width
+    return is_rounded or abs(shown_width * height - shown_height * width) <= SAME_ASPECT * shown_height * width
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
