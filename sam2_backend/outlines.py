@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from sam2_backend.masks import Mask
 
-#: Removes the pixel staircase and keeps what an annotator can see.
+#: Removes the pixel staircase and keeps what an annotator can see: a pixel, or this part of the root of the island's area.
 DEFAULT_EPSILON_PX = 1.0
+DEFAULT_EPSILON = 1 / 500
 #: More vertices than an annotator can handle, and than the editor draws fluently.
 MAX_VERTICES = 400
 #: A mask of thousands of specks must not become thousands of regions.
@@ -36,7 +39,8 @@ def polygons_xy_px(
 
     Args:
         mask: (H, W) bool. Pixels that touch at a corner hang together.
-        epsilon_px: How far a simplified ring may stray from the exact one, in pixels (Douglas-Peucker); 0: exact; None: 1 pixel.
+        epsilon_px: How far a simplified ring may stray from the exact one, in pixels (Douglas-Peucker); 0: exact;
+            None: 1 pixel, more for islands of more than 500 x 500 pixels.
             Taken smaller where the island would shrink or grow by a tenth, so that thin and tiny islands survive.
         min_area_px: Islands of fewer pixels, their holes counted in, are left out.
         max_vertices: Rings above it are simplified further until they fit; at least 4.
@@ -49,7 +53,6 @@ def polygons_xy_px(
     chains = [c[:, 0] for c in cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]]
     chains = [chain for chain in chains if _filled_area_px(chain) >= min_area_px]
     chains = sorted(chains, key=_filled_area_px, reverse=True)[:max_rings]
-    epsilon_px = DEFAULT_EPSILON_PX if epsilon_px is None else epsilon_px
     return [_simplified(_edge_ring(chain), epsilon_px, max_vertices).astype(np.float64) for chain in chains]
 
 
@@ -79,8 +82,10 @@ def _edge_ring(chain: NDArray[np.int32]) -> NDArray[np.int32]:
     return ring
 
 
-def _simplified(ring: NDArray[np.int32], epsilon_px: float, max_vertices: int) -> NDArray[np.generic]:
+def _simplified(ring: NDArray[np.int32], epsilon_px: float | None, max_vertices: int) -> NDArray[np.generic]:
     simple: NDArray[np.generic] = ring
+    if epsilon_px is None:
+        epsilon_px = max(DEFAULT_EPSILON_PX, DEFAULT_EPSILON * math.sqrt(cv2.contourArea(ring)))
     while epsilon_px >= _FINEST_EPSILON_PX:
         simple = cv2.approxPolyDP(ring, epsilon_px, closed=True)[:, 0]
         if _keeps_area(simple, ring):
