@@ -181,7 +181,9 @@ class Sam2Engine:
         pixels = torch.tensor(image).to(self.device if self.device.type == "cuda" else "cpu")
         size = (self.image_size, self.image_size)
         channels = [
-            F.interpolate(pixels[None, None, :, :, i].float() / 255, size, mode="bilinear", align_corners=False, antialias=True)
+            F.interpolate(
+                pixels[None, None, :, :, i].contiguous().float().div_(255), size, mode="bilinear", align_corners=False, antialias=True
+            )
             for i in range(3)
         ]
         return (torch.cat(channels, 1).to(self.device) - self._mean) / self._std

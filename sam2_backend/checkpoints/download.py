@@ -51,6 +51,8 @@ def fetch(name: str, folder: Path, on_progress: Progress = lambda _done, _total:
             _verify(spec, part)
             part.replace(target)
     except (OSError, http.client.HTTPException, _BrokeOffError) as error:
+        if part.is_file() and part.stat().st_size == 0:
+            part.unlink()
         raise BadCheckpointError(f"{spec.url} cannot be downloaded: {_reason(error)}. {_by_hand(spec, folder)}") from error
     return target
 

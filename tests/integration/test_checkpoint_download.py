@@ -162,6 +162,7 @@ def test_no_network_names_the_address_and_the_folder(folder, monkeypatch):
         monkeypatch.setitem(MODELS, "some", spec_at(closed.getsockname()[1]))
         with pytest.raises(BadCheckpointError, match=rf"http://127\.0\.0\.1:\d+/some\.pt cannot be downloaded: .*refused.* into {folder}"):
             fetch("some", folder)
+    assert not list(folder.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_named(server, folder):
