@@ -3,16 +3,20 @@
 With label-studio-ml installed (1.0.9 or 2.x) its server serves `Sam2Backend`; without it, our own app is served.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import os
 import sys
 from pathlib import Path
-
-from flask import Flask
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # run as a file, `backend` itself would shadow modules called app or logs
+
+if TYPE_CHECKING:
+    from flask import Flask
 
 from backend import logs
 from sam2_backend.settings import Settings

@@ -20,16 +20,14 @@ from jinja2 import StrictUndefined
 from backend import logs, metrics
 from backend.answers import ENDPOINTS, error_response, known_error
 from backend.auth import CHALLENGE, Guard
+from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
-from backend.predictor import Click, Predictor, task_name
+from backend.predictor import Predictor
 from backend.status import Journal, bytes_text, readiness
 from sam2_backend.errors import AuthError, OverloadedError, RequestError
 from sam2_backend.settings import Settings
 
 log = logging.getLogger(__name__)
-
-STAGES = ("queue", "media", "embed", "decode", "runs", "regions", "total")
-"""What `Server-Timing` and the log line split a click into; `regions` is `rle_ms` in the log."""
 
 KNOWN_ACTIONS = frozenset(
     f"{noun}_{verb}"
@@ -142,7 +140,7 @@ class Web:
         return jsonify(self._predictor.setup(body.get("project"), body.get("schema"), body.get("hostname"), body.get("extra_params")))
 
     def versions(self) -> Response:
-        return jsonify({"versions": [self._dispatcher.model_version()]})
+        return jsonify({"versions": [self._predictor.model_version()]})
 
     def numbers(self) -> Response:
         return Response(self._metrics.render(), content_type=metrics.CONTENT_TYPE)

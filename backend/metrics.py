@@ -1,6 +1,6 @@
 """/metrics in Prometheus' text format: what this process answered, and what the workers say of themselves in Redis.
 
-Every app has its own registry. Names: docs/architecture.md. A Redis that does not answer costs the workers' numbers, not the page.
+Every app has its own registry. A Redis that does not answer costs the workers' numbers, not the page.
 """
 
 from __future__ import annotations

@@ -5,19 +5,19 @@ Only `id` and `data` of a task are read: Label Studio sends every draft, annotat
 
 from __future__ import annotations
 
-import base64
-import binascii
 import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from redis import RedisError
 
 from backend import logs
+from backend.briefly import briefly
+from backend.clicks import Click, click_facts, slowest, task_name
+from backend.data_uri import data_uri_bytes, is_data_uri
 from backend.dispatch import Dispatcher
 from backend.label_config import LabelConfig, parse_label_config
 from backend.project_options import ProjectOptions, project_options
@@ -25,7 +25,7 @@ from backend.projects import ProjectStore, judged, project_name
 from backend.prompts import DrawnObject, drawn_objects
 from backend.regions import regions
 from backend.task_media import image_uri, image_uris
-from sam2_backend.errors import LabelConfigError, MediaError, MediaUnreadableError, RequestError, Sam2BackendError, SupersededError
+from sam2_backend.errors import LabelConfigError, MediaError, RequestError, Sam2BackendError, SupersededError
 from sam2_backend.messages import ImageJob, ImageReply, MediaRef, ObjectMask, WarmJob
 from sam2_backend.settings import Settings
 
@@ -33,21 +33,6 @@ log = logging.getLogger(__name__)
 
 MOST_WARMED_IMAGES = 64
 """Images embedded ahead of time for one request; "Retrieve predictions" may send thousands of tasks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Click:
-    """What one /predict did, for the log, the metrics and the status page.
-
-    Attributes:
-        predictions: Exactly one per task.
-        timings_ms: `queue`, `media`, `embed`, `decode`, `runs`, `regions`, `total`, as far as they happened.
-        facts: What the canonical log line says beside the timings; empty: nothing was segmented.
-    """
-
-    predictions: list[dict[str, Any]]
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +51,7 @@ class Predictor:
         self._settings = settings
         self._dispatcher = dispatcher
         self.projects = ProjectStore(dispatcher.redis)
+        self._last_version = "sam2-backend"
 
     def predict(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> list[dict[str, Any]]:
         """Exactly one prediction per task; see `click`."""
@@ -90,11 +76,11 @@ class Predictor:
         started = time.perf_counter()
         _check_request(tasks, label_config, context)
         if context is None:
-            self._warm(tasks, label_config, project)
+            briefly(lambda: self._warm(tasks, label_config, project), None)
         drawn: Click | None = None
         if context and context.get("result"):
             drawn = self._segment(tasks[0], label_config, context, project)
-        version = (drawn.facts.get("model_version") if drawn else None) or self._dispatcher.model_version()
+        version = (drawn.facts.get("model_version") if drawn else None) or self.model_version()
         predictions: list[dict[str, Any]] = [{"result": [], "score": 0.0, "model_version": version} for _ in tasks]
         if drawn is None:
             return Click(predictions, {"total": _ms_since(started)})
@@ -113,13 +99,18 @@ class Predictor:
         if not isinstance(project, str | int) or isinstance(project, bool) or not isinstance(schema, str):
             raise RequestError("/setup needs `project` and `schema`, the labeling config's XML, both as text.")
         seen = judged(str(project), schema, extra_params)
-        if self.projects.remember(seen):
+        if briefly(lambda: self.projects.remember(seen), otherwise=True):
             level = logging.WARNING if seen.unusable or seen.problems else logging.INFO
             said = {"unusable": seen.unusable or "no", "problems": " ".join(seen.problems) or "none"}
             logs.event(log, "setup", {"project": seen.name} | said, level=level)
         if seen.unusable:
             raise LabelConfigError(seen.unusable)
-        return {"model_version": self._dispatcher.model_version(), "problems": list(seen.problems)}
+        return {"model_version": self.model_version(), "problems": list(seen.problems)}
+
+    def model_version(self) -> str:
+        """What the workers serve, or served last; never waits for a Redis that hangs."""
+        self._last_version = briefly(self._dispatcher.model_version, self._last_version)
+        return self._last_version
 
     def _warm(self, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str) -> None:
         """Have the tasks' images embedded; whatever goes wrong is logged, because nobody waits for it."""
@@ -156,9 +147,9 @@ class Predictor:
         self._judge_failures([outcome for outcome in outcomes if isinstance(outcome, Sam2BackendError)], n_replies=len(replies), task=task)
         started = time.perf_counter()
         found, scores = _regions(replies, config)
-        timings_ms = _slowest([reply.timings_ms for _, reply in replies]) | {"regions": _ms_since(started)}
+        timings_ms = slowest([reply.timings_ms for _, reply in replies]) | {"regions": _ms_since(started)}
         score = round(sum(scores) / len(scores), 4) if scores else 0.0
-        return Click([{"result": found, "score": score}], timings_ms, _facts(task, objects, replies, score))
+        return Click([{"result": found, "score": score}], timings_ms, click_facts(task, objects, [reply for _, reply in replies], score))
 
     def _pages(self, task: Mapping[str, Any], config: LabelConfig, objects: Sequence[DrawnObject], project: str) -> list[_Page]:
         """One job per image, in the order in which the images were first drawn on."""
@@ -177,7 +168,7 @@ class Predictor:
         return _Page(group, job, options)
 
     def _media_ref(self, uri: str) -> MediaRef:
-        return self._dispatcher.put_blob(_data_uri_bytes(uri)) if uri[:5].lower() == "data:" else MediaRef(uri)
+        return self._dispatcher.put_blob(data_uri_bytes(uri, self._settings.media_max_bytes)) if is_data_uri(uri) else MediaRef(uri)
 
     def _judge_failures(self, failures: Sequence[Sam2BackendError], *, n_replies: int, task: Mapping[str, Any]) -> None:
         """One broken page does not cost the others their masks; with no page left, its error is the answer."""
@@ -197,23 +188,6 @@ def _check_request(tasks: Any, label_config: Any, context: Any) -> None:
         raise RequestError("`params.context` must be null or an object with `result`, the list of regions drawn.")
     if context and not isinstance(context.get("result", []), list | None):
         raise RequestError("`params.context.result` must be a list of regions.")
-
-
-def task_name(tasks: Any) -> str:
-    """The first task's id as it may stand in a key and in a log line; "-": it has none."""
-    first = tasks[0] if isinstance(tasks, list) and tasks else None
-    task_id = first.get("id") if isinstance(first, dict) else None
-    return logs.one_line(str(task_id), limit=40) if isinstance(task_id, int | str) else "-"
-
-
-def _data_uri_bytes(uri: str) -> bytes:
-    header, comma, payload = uri.partition(",")
-    try:
-        if not comma:
-            raise binascii.Error
-        return base64.b64decode(unquote_to_bytes(payload)) if header.lower().endswith(";base64") else unquote_to_bytes(payload)
-    except (binascii.Error, ValueError) as error:
-        raise MediaUnreadableError("The task's image is a data: address that does not decode. Import the image again.") from error
 
 
 def _regions(replies: Sequence[tuple[_Page, ImageReply]], config: LabelConfig) -> tuple[list[dict[str, Any]], list[float]]:
@@ -238,27 +212,6 @@ def _masks(replies: Sequence[tuple[_Page, ImageReply]]) -> Iterator[tuple[_Page,
     for page, reply in replies:
         for drawn, mask in zip(page.objects, reply.masks, strict=True):
             yield page, drawn, mask
-
-
-def _facts(
-    task: Mapping[str, Any], objects: Sequence[DrawnObject], replies: Sequence[tuple[_Page, ImageReply]], score: float
-) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "task": task_name([task]),
-        "image": ",".join(reply.image_hash[:6] for _, reply in replies) or "-",
-        "objects": len(objects),
-        "points": sum(len(drawn.prompt.points) for drawn in objects),
-        "cache": ",".join(reply.cache for _, reply in replies) or "superseded",
-        "worker": ",".join(dict.fromkeys(reply.worker for _, reply in replies)) or "-",
-        "score": score,
-    }
-    return facts | ({"model_version": replies[0][1].model_version} if replies else {})
-
-
-def _slowest(timings_ms: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Pages are worked on side by side: of each stage, the slowest counts."""
-    stages = dict.fromkeys(stage for timings in timings_ms for stage in timings)
-    return {stage: max(timings.get(stage, 0.0) for timings in timings_ms) for stage in stages}
 
 
 def _ms_since(started: float) -> float:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -120,11 +120,12 @@ def _running(command: list[str], environ: dict[str, str], log: Path) -> Iterator
         try:
             yield process
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
+            ended_early = process.poll() is not None
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                os.killpg(process.pid, signal.SIGKILL)  # whoever of its group is left
+        assert not ended_early, log.read_text()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import logging
 from urllib.parse import quote
 
@@ -11,6 +12,7 @@ import pytest
 from backend.predictor import MOST_WARMED_IMAGES, Predictor
 from sam2_backend.errors import (
     MediaRefusedError,
+    MediaTooLargeError,
     MediaUnreachableError,
     MediaUnreadableError,
     NoWorkerError,
@@ -147,6 +149,14 @@ def test_a_damaged_data_uri_is_an_unreadable_image(predictor, brush_config, poin
         _click(predictor, brush_config, point(), image=uri)
 
 
+def test_a_data_uri_above_the_limit_is_refused_before_it_is_stored(web_settings, dispatcher, brush_config, point):
+    predictor = Predictor(dataclasses.replace(web_settings, media_max_bytes=10), dispatcher)
+    assert _click(predictor, brush_config, point(), image="data:,0123456789")[0]["result"]
+    with pytest.raises(MediaTooLargeError, match="SAM2_MEDIA_MAX_BYTES"):
+        _click(predictor, brush_config, point(), image="data:,0123456789A")
+    assert len(dispatcher.blobs) == 1
+
+
 # -------------------------------------------------------------------------------------------------------------- warming
 
 
@@ -176,6 +186,12 @@ def test_a_task_that_cannot_be_warmed_does_not_cost_the_others_their_warming(pre
     tasks = [{"id": 1, "data": {}}, {"id": 2, "data": {"image": "http://images.test/2.png"}}]
     predictor.predict(tasks, brush_config, None)
     assert [job.media.uri for job in dispatcher.warmed] == ["http://images.test/2.png"]
+
+
+def test_an_unexpected_failure_to_warm_is_logged_not_answered(predictor, dispatcher, brush_config, caplog):
+    dispatcher.warm = lambda _jobs: 1 / 0
+    assert len(predictor.predict([{"id": 1, "data": {"image": "http://images.test/1.png"}}], brush_config, None)) == 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_an_opened_task_is_answered_while_redis_is_away(predictor, dispatcher, brush_config, caplog):
