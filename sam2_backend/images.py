@@ -136,7 +136,7 @@ def load_rgb(data: bytes | Path, orientation: Orientation, max_pixels: int, name
         if getattr(image, "default_image", False):
             image.seek(1)  # an animated PNG's still image for viewers that cannot animate: browsers skip it
         rgb = _to_rgb(image)
-        return np.array(rgb.transpose(turn) if turn is not None else rgb)
+        return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _stretched(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

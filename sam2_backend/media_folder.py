@@ -13,9 +13,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 ABANDONED_AFTER_S = 3600.0
+KEPT_SHARE = 15 / 16
+"""How full the folder is left when files had to go: going through thousands of them takes longer than fetching an image."""
 PART_SUFFIX = ".part"
+LEDGER = ".lock"
 
 
 def image_hash(data: bytes) -> str:
@@ -67,8 +71,8 @@ class MediaFolder:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
             _touch(Path(part))
-            with self._locked():
-                self._make_room(len(data), name)
+            with self._locked() as ledger:
+                self._make_room(len(data), name, ledger)
                 Path(part).replace(self.path(name))
         except BaseException:
             Path(part).unlink(missing_ok=True)
@@ -76,19 +80,34 @@ class MediaFolder:
         return self.path(name)
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self._folder / ".lock").open("wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> Iterator[BinaryIO]:
+        """Hold the folder's lock file, which is also its ledger: the bytes held, or more where a file went unbooked, never less."""
+        with (self._folder / LEDGER).open("a+b") as ledger:
+            fcntl.flock(ledger, fcntl.LOCK_EX)
+            yield ledger
 
-    def _make_room(self, n_bytes: int, name: str) -> None:
+    def _make_room(self, n_bytes: int, name: str, ledger: BinaryIO) -> None:
+        ledger.seek(0)
+        booked = ledger.read()
+        used_bytes = int(booked) if booked.isdigit() else self._budget_bytes
+        if used_bytes + n_bytes > self._budget_bytes:
+            used_bytes = self._put_out(n_bytes, name)
+        ledger.truncate(0)
+        ledger.write(b"%d" % (used_bytes + n_bytes))
+        ledger.flush()
+
+    def _put_out(self, n_bytes: int, name: str) -> int:
+        """Count what lies here beside `name`; if it leaves no room for `n_bytes`, delete the oldest. Returns the bytes that stay."""
         kept = [(stat, path) for stat, path in self._files() if path.name != name]
         used_bytes = sum(stat.st_size for stat, _ in kept)
+        if used_bytes + n_bytes <= self._budget_bytes:
+            return used_bytes
         for stat, path in sorted(kept, key=lambda pair: pair[0].st_mtime_ns):
-            if used_bytes + n_bytes <= self._budget_bytes:
-                return
+            if used_bytes + n_bytes <= self._budget_bytes * KEPT_SHARE:
+                break
             path.unlink(missing_ok=True)
             used_bytes -= stat.st_size
+        return used_bytes
 
     def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
         """Complete files; the parts that a killed process left behind are thrown away on the way."""
@@ -96,6 +115,8 @@ class MediaFolder:
             for entry in entries:
                 with suppress(FileNotFoundError):
                     stat = entry.stat(follow_symlinks=False)
+                    if entry.name == LEDGER:
+                        continue
                     if not entry.name.endswith(PART_SUFFIX):
                         yield stat, Path(entry.path)
                     elif time.time() - stat.st_mtime > ABANDONED_AFTER_S:
