@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -25,22 +26,29 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def client(own_redis_server, tmp_path):
+    settings = Settings(redis_url=own_redis_server.url, data_dir=tmp_path)
+    dispatcher = Dispatcher(settings)
+    before = set(threading.enumerate())
+    yield create_app(settings, dispatcher).test_client()
+    own_redis_server.stop()  # ends what still waits beside its request
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    dispatcher.close()
+
+
 @pytest.mark.parametrize(("method", "path", "body", "limit_s", "status"), CASES, ids=[case[1] for case in CASES])
-def test_a_hung_redis_keeps_nobody_waiting(own_redis_server, tmp_path, method, path, body, limit_s, status):
-    dispatcher = Dispatcher(Settings(redis_url=own_redis_server.url, data_dir=tmp_path))
-    client = create_app(Settings(redis_url=own_redis_server.url, data_dir=tmp_path), dispatcher).test_client()
+def test_a_hung_redis_keeps_nobody_waiting(own_redis_server, client, method, path, body, limit_s, status):
     with own_redis_server.connect() as connection:
         connection.execute_command("CLIENT", "PAUSE", 8000, "ALL")
-        started = time.monotonic()
-        answer = client.open(path, method=method, json=body)
-        assert time.monotonic() - started < limit_s
+    started = time.monotonic()
+    answer = client.open(path, method=method, json=body)
+    assert time.monotonic() - started < limit_s
     assert answer.status_code == status
-    own_redis_server.stop()  # ends what still waits in its own threads
 
 
-def test_setup_answers_again_with_the_model_once_redis_does(own_redis_server, tmp_path):
-    settings = Settings(redis_url=own_redis_server.url, data_dir=tmp_path)
-    client = create_app(settings, Dispatcher(settings)).test_client()
+def test_setup_answers_again_with_the_model_once_redis_does(own_redis_server, client):
     own_redis_server.stop()
     assert client.post("/setup", json={"project": "3.1", "schema": CONFIG}).status_code == 200
     own_redis_server.start()
