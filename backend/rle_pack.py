@@ -93,13 +93,13 @@ def unpack(stream: bytes) -> tuple[_Ints, NDArray[np.uint8]]:
     """
     n_words, counter_bits = read_header(stream)
     chunks: list[tuple[_Ints, NDArray[np.uint8]]] = [(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint8))]
-    n_left = n_words
+    data, n_left = np.frombuffer(stream + _LOOK_AHEAD, np.uint8), n_words
     chunk_of_tokens = _token_edges(stream, counter_bits)
     while n_left > 0:
         edges = next(chunk_of_tokens, None)
         if edges is None:
             raise PromptError("The brush mask ends before all of its pixels are told. Draw it again.")
-        chunks.append(_unfold(stream, edges, np.array(counter_bits), n_left))
+        chunks.append(_unfold(data, edges, np.array(counter_bits), n_left))
         n_left -= int(chunks[-1][0].sum())
     lengths, values = (np.concatenate(column) for column in zip(*chunks, strict=True))
     return np.diff(np.minimum(np.cumsum(lengths), n_words), prepend=0), values
@@ -114,7 +114,7 @@ def _token_edges(stream: bytes, counter_bits: tuple[int, ...]) -> Iterator[_Ints
     position = _HEADER_BITS
     while position < 8 * len(stream):
         first = position // 8
-        bits = np.unpackbits(np.frombuffer(stream[first : first + _CHUNK_BYTES] + _LOOK_AHEAD, np.uint8))
+        bits = np.unpackbits(np.frombuffer(stream[first : first + _CHUNK_BYTES + 1] + _LOOK_AHEAD, np.uint8))
         steps = steps_by_kind[bits[:-2] << 2 | bits[1:-1] << 1 | bits[2:]].tobytes()
         edges, here, end = [], position - 8 * first, 8 * min(_CHUNK_BYTES, len(stream) - first)
         while here < end:
@@ -132,14 +132,16 @@ def _literal_step(stream: bytes, position: int, counter_bits: tuple[int, ...]) -
     return 3 + n + _WORD_BITS * ((token >> (29 - n) & ((1 << n) - 1)) + 1)
 
 
-def _unfold(stream: bytes, edges: _Ints, counter_bits: _Ints, n_left: int) -> tuple[_Ints, NDArray[np.uint8]]:
-    """Lengths and values of the runs that the tokens between these edges hold, as many tokens as `n_left` words need."""
-    data = np.frombuffer(stream + _LOOK_AHEAD, np.uint8)
+def _unfold(data: NDArray[np.uint8], edges: _Ints, counter_bits: _Ints, n_left: int) -> tuple[_Ints, NDArray[np.uint8]]:
+    """Lengths and values of the runs that the tokens between these edges hold, as many tokens as `n_left` words need.
+
+    `data` is the stream as bytes (m,) uint8, with the look-ahead behind it.
+    """
     kind = _bits(data, edges[:-1], np.int64(3))
     n = counter_bits[kind & 3]
     counts = _bits(data, edges[:-1] + 3, n) + 1
     n_tokens = min(int(np.searchsorted(np.cumsum(counts), n_left)) + 1, counts.size)
-    if edges[n_tokens] > 8 * len(stream):
+    if edges[n_tokens] > 8 * (data.size - len(_LOOK_AHEAD)):
         raise PromptError("The brush mask ends within a run. Draw it again.")
     is_repeat, counts, words_at = kind[:n_tokens] >= 4, counts[:n_tokens], (edges[:-1] + 3 + n)[:n_tokens]
     n_values = np.where(is_repeat, 1, counts)

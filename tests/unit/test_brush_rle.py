@@ -138,6 +138,23 @@ def test_a_stream_of_several_chunks_is_read_across_their_seams():
     assert np.array_equal(decode_words(encode_words(words)), words)
 
 
+def test_every_kind_of_token_is_read_across_the_seam_of_two_chunks(monkeypatch):
+    monkeypatch.setattr(rle_pack, "_CHUNK_BYTES", 3)
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        words = np.repeat(rng.integers(0, 256, 30), rng.choice([1, 2, 9, 17, 300], 30)).astype(np.uint8)
+        assert np.array_equal(decode_words(encode_words(words)), words)
+        pieces = np.split(words[:200], np.sort(rng.integers(0, 200, 20)))
+        stream = as_stream([(False, piece.tolist()) if rng.random() < 0.5 else (True, [7, 9]) for piece in pieces if piece.size])
+        assert np.array_equal(decode_words(stream), brush.decode_rle(stream))
+
+
+def test_a_large_mask_of_noise_is_read_back():
+    mask = np.random.default_rng(1).random((600, 800)) < 0.5
+    assert len(encode_mask(mask)) > 3 * 65536
+    assert np.array_equal(decode_mask(encode_mask(mask), mask.shape), mask)
+
+
 SIZE_HW = (6, 8)
 GOOD = encode_mask(np.arange(48).reshape(SIZE_HW) % 5 < 2)
 
