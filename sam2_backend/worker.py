@@ -71,6 +71,9 @@ def run_worker(settings: Settings, build_runtime: BuildRuntime = load_runtime) -
         SettingsError: no Redis is set, the name is unusable, or another live worker has it.
         ModelError: the model cannot be loaded.
     """
+    # Before torch is imported: its threads otherwise spin between steps, and where anything else wants the cores (a browser, a second
+    # worker) a click then takes up to a hundred times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")  # unless the caller did
     for chatty in ("rq.worker", "rq.job", "rq.queue"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

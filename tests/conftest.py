@@ -17,6 +17,7 @@ import redis
 from backend.embedded_redis import server_arguments, server_command
 from sam2_backend.settings import Settings
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in a worker, before torch is imported
 for _name in [name for name in os.environ if name.startswith(("SAM2_", "LABEL_STUDIO_")) and name != "SAM2_LABEL_STUDIO_VENV"]:
     del os.environ[_name]
 
