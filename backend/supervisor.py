@@ -19,12 +19,12 @@ from types import TracebackType
 from typing import Self
 
 import redis
+import requests
 
 from backend.child_process import EXIT_MISCONFIGURED, Child, stop_event
 from backend.dispatch import Dispatcher
 from backend.embedded_redis import server_arguments, server_command
 from sam2_backend.errors import QueueError, Sam2BackendError, SettingsError
-from sam2_backend.messages import WorkerStatus
 from sam2_backend.settings import PREFIX, Settings
 
 _STOP_S = 30.0
@@ -136,13 +136,23 @@ class Stack:
     def _missing(self, dispatcher: Dispatcher) -> str:
         if not _answers(self.settings.host, self.settings.port):
             return "starting the web tier"
+        own = set(self.pids().values())
         try:
-            workers: list[WorkerStatus] = dispatcher.workers()
+            workers = [worker for worker in dispatcher.workers() if worker.pid in own]
         except Sam2BackendError:
             return "waiting for Redis"
         if not workers:
             return "starting the worker (importing torch)"
-        return "" if any(worker.state != "loading" for worker in workers) else f"loading the model {self.settings.model}"
+        if all(worker.state == "loading" for worker in workers):
+            return f"loading the model {self.settings.model}"
+        return "" if self._says_ready() else "waiting for the web tier to see the worker"
+
+    def _says_ready(self) -> bool:
+        auth = (self.settings.basic_auth_user, self.settings.basic_auth_password) if self.settings.basic_auth_user else None
+        try:
+            return requests.get(f"{self.url}/ready", auth=auth, headers={"X-API-Key": self.settings.api_key}, timeout=10).ok
+        except requests.RequestException:
+            return False
 
     def _start_redis(self) -> None:
         # A folder of its own and short: a socket's path has at most 107 characters.

@@ -77,8 +77,7 @@ def test_however_up_ends_no_process_and_no_socket_stays(up_settings, ending):
     ]
     assert sockets
     process.send_signal(ending)
-    process.stdout.close()
-    process.wait(60)
+    process.communicate(timeout=60)
     assert gone(children, 20)
     require_free_port("127.0.0.1", up_settings.port)
     if ending != signal.SIGKILL:
