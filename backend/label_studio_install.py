@@ -20,6 +20,8 @@ VERSION = "1.23.2"
 #: Written last: an environment without it was interrupted.
 _MARKER = f"label-studio-{VERSION}-installed"
 _LOG = "install.log"
+#: Lines of pip that do not tell how far it is.
+_NO_PROGRESS = ("WARNING", "Attempting uninstall", "Found existing", "Uninstalling", "Successfully uninstalled")
 _SAY_EVERY_S = 10.0
 
 Echo = Callable[[str], None]
@@ -102,7 +104,7 @@ def _end_with_its_children(child: Child) -> None:
 
 def _last_line(log: Path) -> str:
     written = log.read_text(errors="replace").splitlines() if log.exists() else []
-    lines = [line.strip() for line in written if line.strip() and not line.startswith("WARNING")]
+    lines = [line.strip() for line in written if line.strip() and not line.strip().startswith(_NO_PROGRESS)]
     errors = [line for line in lines if line.startswith("ERROR")]
     last = (errors or lines or ["no output yet"])[-1]
     return last if len(last) < 120 else last[:117] + "..."

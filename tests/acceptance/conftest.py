@@ -104,7 +104,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def signed_in(browser: Browser, label_studio: LabelStudioProcess) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1400, "height": 900})
+    context = browser.new_context(viewport={"width": 1400, "height": 1300})
     context.set_default_timeout(30_000)
     page = context.new_page()
     page.goto(f"{label_studio.url}/user/login/")

@@ -18,32 +18,32 @@ SmartTool = Literal["keypoint", "rectangle", "rectangle-3-point"]
 _ARIA_LABELS = {"keypoint": "key-point-tool", "rectangle": "rectangle-tool", "rectangle-3-point": "rectangle-3-point-tool"}
 _TOGGLE = "[data-testid=bottombar-auto-annotation-toggle]"
 
-#: Renders the shape of one region alone, without outline and buttons, at the size of the image file; returns it as a PNG.
-_DRAWN = """(index) => {
+#: Renders the shapes alone, without outlines and buttons, at the size of the image file; returns one PNG for each region.
+_DRAWN = """() => {
   const annotation = Htx.annotationStore.selected;
-  const image = annotation.objects[0];
+  const image = annotation.objects[0], stage = image.stageRef;
+  const {naturalWidth, naturalHeight} = image.currentImageEntity;
+  const width = image.stageWidth * stage.scaleX(), height = image.stageHeight * stage.scaleY();
+  const view = {x: stage.x(), y: stage.y(), width, height, pixelRatio: naturalWidth / width};
   const pending = [...annotation.suggestions.values()];
   const drawn = pending.length ? pending : annotation.regions.filter(region => !region.dynamic);
-  const region = drawn[index];
-  if (!region) return null;
-  const holder = region.layerRef ?? region.shapeRef;
-  const shapes = holder.children ? [...holder.find("Image"), ...holder.find("Line")] : [holder];
-  const shape = shapes[0];
-  const stage = image.stageRef;
-  const {naturalWidth, naturalHeight} = image.currentImageEntity;
-  const outlined = shape.strokeEnabled?.();
-  if (outlined) shape.strokeEnabled(false);
-  const width = stage.width() * stage.scaleX(), height = stage.height() * stage.scaleY();
-  const canvas = shape.toCanvas({x: stage.x(), y: stage.y(), width, height, pixelRatio: naturalWidth / width});
-  if (outlined) shape.strokeEnabled(true);
-  return {png: canvas.toDataURL("image/png"), width: naturalWidth, height: naturalHeight};
+  const shapes = drawn.map(region => region.layerRef ?? region.shapeRef).filter(Boolean)
+    .map(holder => holder.children ? [...holder.find("Image"), ...holder.find("Line")][0] : holder);
+  const pngs = shapes.map(shape => {
+    const outlined = shape.strokeEnabled?.();
+    if (outlined) shape.strokeEnabled(false);
+    const canvas = shape.toCanvas(view);
+    if (outlined) shape.strokeEnabled(true);
+    return canvas.toDataURL("image/png");
+  });
+  return {pngs, width: naturalWidth, height: naturalHeight};
 }"""
 
 #: Where the top-left corner of the image is on the stage, and how many pixels of the page one of its pixels takes.
 _STAGE = """() => {
   const image = Htx.annotationStore.selected.objects[0], stage = image.stageRef;
   const {naturalWidth, naturalHeight} = image.currentImageEntity;
-  return [stage.x(), stage.y(), stage.width() * stage.scaleX() / naturalWidth, stage.height() * stage.scaleY() / naturalHeight];
+  return [stage.x(), stage.y(), image.stageWidth * stage.scaleX() / naturalWidth, image.stageHeight * stage.scaleY() / naturalHeight];
 }"""
 
 _STATE = """() => {
@@ -99,10 +99,14 @@ class Editor:
         if not is_positive:
             self.page.keyboard.down("Alt")
         try:
-            return self._answer_to(lambda: self.page.mouse.click(x, y))
+            answer = self._answer_to(lambda: self.page.mouse.click(x, y))
         finally:
             if not is_positive:
                 self.page.keyboard.up("Alt")
+        sent = self.contexts[-1]["result"][-1]
+        sent_px = (sent["value"]["x"] / 100 * sent["original_width"], sent["value"]["y"] / 100 * sent["original_height"])
+        assert np.allclose(sent_px, (x_px, y_px), atol=1.5), f"the click at {x_px}, {y_px} was sent as {sent_px}"
+        return answer
 
     def drag_box(self, left_px: float, top_px: float, right_px: float, bottom_px: float) -> dict[str, Any]:
         """Draw a box with the tool in hand; returns Label Studio's answer once it is drawn."""
@@ -117,12 +121,11 @@ class Editor:
 
         return self._answer_to(drag)
 
-    def go_to_page(self, number: int) -> None:
-        """Show a page of a task with several images, 1 for the first."""
-        field = self.page.locator(".lsf-pagination__input, .lsf-pagination input").first
-        field.fill(str(number))
-        field.press("Enter")
-        self.page.wait_for_function("number => Htx.annotationStore.selected.objects[0].currentImage === number - 1", arg=number)
+    def next_page(self) -> None:
+        """Show the next image of a task with several."""
+        page = self.page.evaluate("() => Htx.annotationStore.selected.objects[0].currentImage")
+        self.page.click(".lsf-pagination__btn_arrow-right:not(.lsf-pagination__btn_arrow-right-double)")
+        self.page.wait_for_function("page => Htx.annotationStore.selected.objects[0].currentImage === page + 1", arg=page)
         self._wait_for_image()
 
     def accept(self) -> None:
@@ -141,13 +144,15 @@ class Editor:
         assert stored.value.status == 201, stored.value.text()
         self.screenshot("submitted")
 
-    def drawn_mask(self, index: int = 0) -> np.ndarray:
-        """What the canvas shows of one suggestion (or, when none is pending, of one region): bool (H, W) at the image's size."""
-        drawn = self.page.evaluate(_DRAWN, index)
-        assert drawn is not None, f"nothing is drawn: {self.state()}"
-        with Image.open(io.BytesIO(base64.b64decode(drawn["png"].partition(",")[2]))) as png:
-            alpha = png.convert("RGBA").getchannel("A").resize((drawn["width"], drawn["height"]))
-        return np.asarray(alpha) > 32
+    def drawn_mask(self) -> np.ndarray:
+        """What the canvas shows of all suggestions (or, when none is pending, of all regions): bool (H, W) at the image's size."""
+        drawn = self.page.evaluate(_DRAWN)
+        mask = np.zeros((drawn["height"], drawn["width"]), dtype=bool)
+        for url in drawn["pngs"]:
+            with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as png:
+                alpha = png.convert("RGBA").getchannel("A").resize((drawn["width"], drawn["height"]))
+            mask |= np.asarray(alpha) > 32
+        return mask
 
     def state(self) -> dict[str, Any]:
         """Suggestions, regions and whether an answer is awaited."""
@@ -161,7 +166,7 @@ class Editor:
 
     def _answer_to(self, gesture: Any) -> dict[str, Any]:
         before = len(self.answers)
-        with self.page.expect_response("**/interactive-annotating*", timeout=90_000) as caught:
+        with self.page.expect_response("**/interactive-annotating*", timeout=30_000) as caught:
             gesture()
         self.contexts.append(json.loads(_body(caught.value.request))["context"])
         self.answers.append(caught.value.json())

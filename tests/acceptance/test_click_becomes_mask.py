@@ -48,10 +48,7 @@ def check_answer(editor: Editor, slow_path: SlowPath, path: Path, output: str, t
     shapes = [region for region in regions if region["type"] != "labels"]
     answered = mask_of(shapes)
     assert iou(answered, slow) >= ALIKE[output]
-    drawn = np.zeros_like(answered)
-    for index in range(len(editor.state()["suggestions"])):
-        drawn |= editor.drawn_mask(index)
-    assert iou(drawn, answered) >= DRAWN_ALIKE
+    assert iou(editor.drawn_mask(), answered) >= DRAWN_ALIKE
     if slow_path.is_trained:
         assert iou(answered, as_output(true_mask, output)) >= TRUE
     return shapes
@@ -111,6 +108,8 @@ def test_two_objects_become_two_masks(editor, new_project, slow_path, tmp_path) 
         assert len(editor.contexts[-1]["result"]) == 1, "the prompts of the first object are gone once it is accepted"
         answered[name] = mask_of([shape])
         editor.accept()
+        if not slow_path.is_trained and answered[name][150, 470]:
+            pytest.skip("with random weights the first mask covers the second object: clicking there selects the region")
     editor.submit()
     stored = {region["value"]["brushlabels"][0]: mask_of([region]) for region in project.stored(task_id)}
     assert stored.keys() == answered.keys()
@@ -149,7 +148,8 @@ def test_clicks_on_two_pages_give_each_page_its_mask(editor, new_project, client
     (task,) = client.tasks(project.project_id)
     editor.open(project.project_id, task["id"])
     for page, (scene, path, center) in enumerate(zip(scenes, paths, [(200, 200), (300, 430)], strict=True)):
-        editor.go_to_page(page + 1)
+        if page:
+            editor.next_page()
         editor.pick("keypoint")
         editor.choose_label(project.prompt_row(), "Disc")
         editor.click(*center)

@@ -1,0 +1,60 @@
+"""The REST client against the real Label Studio: what the fake in tests/integration promises is so."""
+
+from __future__ import annotations
+
+import pytest
+import requests
+
+from backend import config_generator
+from backend.label_studio import LabelStudio, LabelStudioError
+from backend.label_studio_install import VERSION
+
+
+@pytest.fixture
+def personal_access_token(label_studio) -> str:
+    """There is one at a time for each user; making one ends the one before."""
+    answer = requests.post(f"{label_studio.url}/api/token/", headers={"Authorization": f"Token {label_studio.login.token}"}, timeout=30)
+    answer.raise_for_status()
+    return answer.json()["token"]
+
+
+def test_it_is_the_version_that_the_demo_installs(client) -> None:
+    assert client.version() == VERSION
+
+
+def test_a_legacy_token_and_a_personal_access_token_name_the_same_user(client, label_studio, personal_access_token) -> None:
+    with_pat = LabelStudio(label_studio.url, personal_access_token)
+    assert with_pat.whoami()["email"] == client.whoami()["email"] == label_studio.login.email
+    with_pat.close()
+
+
+def test_a_wrong_token_is_refused_with_the_next_step(label_studio) -> None:
+    wrong = LabelStudio(label_studio.url, "0" * 40)
+    with pytest.raises(LabelStudioError, match="401.*Check LABEL_STUDIO_API_KEY"):
+        wrong.whoami()
+    wrong.close()
+
+
+def test_more_projects_than_a_page_holds_are_all_listed(client) -> None:
+    config = config_generator.generate(["Object"])
+    made = {client.create_project(f"listed {n}", config)["id"] for n in range(101)}
+    try:
+        listed = [project["id"] for project in client.projects()]
+        assert made <= set(listed)
+        assert len(listed) == len(set(listed))
+    finally:
+        for project_id in made:
+            client.delete_project(project_id)
+
+
+def test_imported_tasks_come_back(client, new_project) -> None:
+    project = new_project(config_generator.generate(["Object"]))
+    assert client.import_tasks(project.project_id, [{"image": f"https://images.example/{n}.png"} for n in range(3)]) == 3
+    assert [task["data"]["image"][-5:] for task in client.tasks(project.project_id)] == ["0.png", "1.png", "2.png"]
+
+
+def test_a_backend_that_is_not_there_is_said_and_not_kept(client, new_project) -> None:
+    project = new_project(config_generator.generate(["Object"]))
+    with pytest.raises(LabelStudioError, match="health check failed"):
+        client.connect_ml_backend(project.project_id, "http://127.0.0.1:9", "nobody")
+    assert [backend["title"] for backend in client.ml_backends(project.project_id)] == ["SAM 2"]
