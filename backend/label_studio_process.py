@@ -69,6 +69,8 @@ class LabelStudioProcess:
         url: Where it answers.
         login: Its user.
         log: What it writes.
+        command: How it is started.
+        environment: All that it is told.
     """
 
     def __init__(self, command: Sequence[str], folder: Path, port: int, local_files_root: Path | None = None) -> None:
@@ -83,8 +85,9 @@ class LabelStudioProcess:
         folder = folder.absolute()
         self.url, self.log, self.login = f"http://{_HOST}:{port}", folder / "label-studio.log", Login.load_or_make(folder / "login.json")
         self._data = folder / "data"
-        arguments = ["start", "--no-browser", "--internal-host", _HOST, "--port", str(port), "--data-dir", str(self._data)]
-        self._child = Child("label-studio", [*command, *arguments], self._environment(local_files_root), self.log)
+        self.command = [*command, "start", "--no-browser", "--internal-host", _HOST, "--port", str(port), "--data-dir", str(self._data)]
+        self.environment = self._environment(local_files_root)
+        self._child = Child("label-studio", self.command, self.environment, self.log)
 
     def __enter__(self) -> Self:
         self._data.mkdir(parents=True, exist_ok=True)
