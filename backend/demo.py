@@ -137,7 +137,7 @@ def _instructions(label_studio: LabelStudioProcess, project_id: int, stack: Stac
     return (
         f"\nOpen      {label_studio.url}/projects/{project_id}/data\n"
         f"Sign in   {login.email}   password {login.password}\n\n"
-        "  1. Open a photograph and switch on Auto-Annotation below it; leave Auto accept annotation suggestions off.\n"
+        "  1. Open a photograph and switch on Auto-Annotation below it; leave Auto-Accept Suggestions off.\n"
         "  2. Pick a label, then the purple Auto-Detect tool in the toolbar (a keypoint, or a rectangle for a box).\n"
         "  3. Click an object: its mask appears. Click again to add, Alt+click to take away, then press the tick.\n\n"
         f"Backend status: {stack.url}   Label Studio's log: {label_studio.log}\n"

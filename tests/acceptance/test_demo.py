@@ -60,7 +60,8 @@ class Demo:
             assert self._process.wait(60) == 0, "".join(self.lines)
             self._reader.join()
             assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
-            assert list((self._home / "tmp").iterdir()) == []
+            left = [path.name for path in (self._home / "tmp").iterdir()]
+            assert [name for name in left if not name.startswith("torchinductor_")] == [], "torch's own cache may stay"
             assert not (self._home / "data" / "demo" / "lock").exists()
         finally:
             self.end()
