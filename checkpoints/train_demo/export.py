@@ -1,7 +1,6 @@
 """Write the best weights so far as the checkpoint that ships: fp16, Meta's tensor names, the sizes in the file's metadata."""
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -14,23 +13,21 @@ from sam2_backend.network import Sam2Network
 ABOUT = "Demo and test weights of SAM 2.1's architecture in small, trained by this project on drawn scenes; memory (video) untrained. Apache-2.0."
 
 
-def export(weights: Path, side_px: int, to: Path) -> None:
+def export(weights: Path, to: Path) -> None:
     """WEIGHTS is a state dict written by `train`; raises RuntimeError where it does not fit the network."""
-    config = dataclasses.replace(DEMO_CONFIG, image_size=side_px)
-    network = Sam2Network(config)
+    network = Sam2Network(DEMO_CONFIG)
     network.load_state_dict(torch.load(weights, weights_only=True))
     halves = {name: tensor.half().contiguous() for name, tensor in network.state_dict().items()}
     to.parent.mkdir(parents=True, exist_ok=True)
-    save_file(halves, to, metadata={"format": "pt", "about": ABOUT, "config": json.dumps(config.to_json())})
+    save_file(halves, to, metadata={"format": "pt", "about": ABOUT, "config": json.dumps(DEMO_CONFIG.to_json())})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--side", type=int, default=DEMO_CONFIG.image_size, help="input size that the weights were last trained at")
     parser.add_argument("--to", type=Path, required=True)
     arguments = parser.parse_args()
-    export(arguments.work / f"best-{arguments.side}.pt", arguments.side, arguments.to)
+    export(arguments.work / "best.pt", arguments.to)
     print(f"{arguments.to}: {arguments.to.stat().st_size / 1e6:.1f} MB")
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from checkpoints.train_demo.assets import load_assets
 from checkpoints.train_demo.batches import Batch, BatchMaker, BatchSize
-from checkpoints.train_demo.configuration import TRAINED_PREFIXES
+from checkpoints.train_demo.configuration import DEMO_CONFIG, TRAINED_PREFIXES
 from checkpoints.train_demo.evaluate import held_out_scenes, measure
 from checkpoints.train_demo.interact import Prompts, box_around, click_on, corrected, drawn_mask
 from checkpoints.train_demo.losses import decoder_loss
@@ -26,7 +26,7 @@ SHARE_CLICKS, SHARE_BOXES = 0.625, 0.25  # the rest are masks
 WHERE_STEPS = 330
 PEAK_RATE, LAST_RATE, WARM_UP_STEPS = 1e-3, 1e-5, 150
 WEIGHT_DECAY, GRADIENT_LIMIT, AVERAGE_DECAY = 0.01, 1.0, 0.998
-MEASURE_EVERY_S, LONGEST_STEP_S = 150.0, 10.0  # a longer step means that the process was paused
+MEASURE_EVERY_S, LONGEST_STEP_S = 180.0, 10.0  # a longer step means that the process was paused
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Phase:
 #: Small pictures first: a quarter of the cost for the same lesson, and every part of the network works at any size.
 PHASES = (
     Phase(0.1, BatchSize(side_px=128, images=12, prompts_per_image=4, fresh_images=6), (0.8, 0.2, 0.0, 0.0)),
-    Phase(0.7, BatchSize(side_px=128, images=12, prompts_per_image=4, fresh_images=6), (0.4, 0.35, 0.15, 0.1)),
+    Phase(0.85, BatchSize(side_px=128, images=12, prompts_per_image=4, fresh_images=6), (0.4, 0.35, 0.15, 0.1)),
     Phase(9.99, BatchSize(side_px=256, images=8, prompts_per_image=3, fresh_images=3), (0.35, 0.35, 0.2, 0.1)),
 )
 
@@ -52,7 +52,6 @@ class Progress:
     trained_s: float = 0.0
     best: float = 0.0
     loss: float = 0.0
-    side_px: int = 0
 
 
 def learning_rate(progress: Progress, total_s: float) -> float:
@@ -110,7 +109,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(self.trained, PEAK_RATE, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, foreach=True)
         self.progress = Progress()
         self.batches = BatchMaker(load_assets(work, "train"), SEED)
-        self.held_out = load_assets(work, "held_out")
+        self.judges = held_out_scenes(load_assets(work, "held_out"), 48, DEMO_CONFIG.image_size)
 
     def resume(self) -> None:
         path = self.work / "state.pt"
@@ -123,6 +122,7 @@ class Trainer:
         else:
             print(f"taught where, loss {teach_where(self.network, SEED, steps=WHERE_STEPS):.3f}", flush=True)
             self.average.load_state_dict(self.network.state_dict())
+        self.average.sam_prompt_encoder.image_size = DEMO_CONFIG.image_size
 
     def save(self) -> None:
         state = {"network": self.network.state_dict(), "average": self.average.state_dict(), "optimiser": self.optimiser.state_dict()}
@@ -149,24 +149,16 @@ class Trainer:
         self.progress.loss += 0.05 * (float(loss.detach()) - self.progress.loss)
 
     def measure(self) -> None:
-        """Append the figures to log.jsonl, keep the state, and the average as best-SIDE.pt where it is the best so far."""
-        side_px = self.network.sam_prompt_encoder.image_size
-        self.average.sam_prompt_encoder.image_size = side_px
-        figures = measure(self.average, held_out_scenes(self.held_out, 48, side_px))
-        score = (
-            sum(
-                figures[name]
-                for name in ("shapes_1_click", "shapes_3_clicks", "shapes_box", "clip_art_1_click", "clip_art_3_clicks", "clip_art_box")
-            )
-            / 6
-        )
+        """Append the figures at full size to log.jsonl, keep the state, and the average as best.pt where it is the best so far."""
+        figures = measure(self.average, self.judges)
+        score = sum(figures.values()) / len(figures)
         rate = learning_rate(self.progress, self.total_s)
         line = {"time": time.strftime("%H:%M:%S"), **asdict(self.progress), "rate": rate, **figures}
         with (self.work / "log.jsonl").open("a") as log:
             log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-        if score > self.progress.best or side_px != self.progress.side_px:
-            self.progress.best, self.progress.side_px = score, side_px
-            torch.save(self.average.state_dict(), self.work / f"best-{side_px}.pt")
+        if score > self.progress.best:
+            self.progress.best = score
+            torch.save(self.average.state_dict(), self.work / "best.pt")
         self.save()
 
     def run(self) -> None:
