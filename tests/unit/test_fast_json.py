@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backend.fast_json import dumps, loads
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_what_it_writes_and_reads_is_what_the_standard_library_does(value):
+    assert json.loads(dumps(value)) == value == loads(json.dumps(value).encode())
+
+
+@given(st.binary() | st.text().map(str.encode) | values.map(lambda value: json.dumps(value)[:-1].encode()))
+def test_it_reads_exactly_what_the_standard_library_reads(text):
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError):
+            loads(text)
+    else:
+        assert repr(loads(text)) == repr(expected)
+
+
+@pytest.mark.parametrize("text", [b'{"x": NaN}', b"[Infinity, 12345678901234567890123]", b'"\\ud800"'])
+def test_what_only_the_standard_library_takes_is_taken(text):
+    assert repr(loads(text)) == repr(json.loads(text))
