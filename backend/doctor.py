@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,7 +16,9 @@ from backend.config_judge import judge
 from backend.dispatch import Dispatcher
 from backend.embedded_redis import server_command
 from backend.label_studio import LabelStudio
+from sam2_backend.credentials import jwt_claims
 from sam2_backend.errors import Sam2BackendError
+from sam2_backend.redis_connection import redis_errors_as_ours
 from sam2_backend.settings import GIB, Settings
 
 
@@ -93,6 +96,7 @@ def _checkpoint(settings: Settings) -> Iterator[Finding]:
     except ImportError:
         return
     checkpoint = load(settings)
+    checkpoint.network()
     if "random-weights" in checkpoint.model_version:
         yield Finding(
             "note",
@@ -110,7 +114,13 @@ def _checkpoint(settings: Settings) -> Iterator[Finding]:
 
 
 def _data_dir(settings: Settings) -> Iterator[Finding]:
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data_dir):
+            pass
+    except OSError as error:
+        yield Finding("wrong", "data folder", f"{settings.data_dir} cannot be written to ({error.strerror}). Correct SAM2_DATA_DIR.")
+        return
     free = shutil.disk_usage(settings.data_dir).free
     if free < settings.media_cache_bytes:
         yield Finding(
@@ -126,7 +136,8 @@ def _queue(settings: Settings) -> Iterator[Finding]:
         return
     dispatcher = Dispatcher(settings)
     try:
-        info: Any = dispatcher.redis().info("server")
+        with redis_errors_as_ours():
+            info: Any = dispatcher.redis().info("server")
         yield Finding("ok", "Redis", f"version {info.get('valkey_version') or info.get('redis_version')}")
         workers = dispatcher.workers()
         if not workers:
@@ -155,27 +166,50 @@ def _label_studio(settings: Settings, project_id: int | None) -> Iterator[Findin
                 "LABEL_STUDIO_API_KEY is not set. Make a personal access token in Label Studio (Account & Settings) and set it.",
             )
             return
-        yield Finding("ok", "token", f"valid, of {client.whoami().get('email', 'a user without an e-mail address')}")
+        kind = "a legacy token" if jwt_claims(settings.label_studio_api_key) is None else "a personal access token"
+        yield Finding("ok", "token", f"valid, {kind} of {client.whoami().get('email', 'a user without an e-mail address')}")
         projects = [client.project(project_id)] if project_id is not None else list(client.projects())
         for project in projects:
-            yield from _project(client, project)
+            yield from _project(client, project, is_asked_for=project_id is not None)
     finally:
         client.close()
 
 
-def _project(client: LabelStudio, project: dict[str, Any]) -> Iterator[Finding]:
+def _project(client: LabelStudio, project: dict[str, Any], *, is_asked_for: bool) -> Iterator[Finding]:
     name = f"project {project['id']} ({project.get('title', '')})"
     backends = client.ml_backends(project["id"])
     if not backends:
-        yield Finding("note", name, "no ML backend is connected: Settings > Model > Connect Model.")
+        yield Finding("wrong" if is_asked_for else "note", name, "no ML backend is connected: Settings > Model > Connect Model.")
         return
-    if not any(backend.get("is_interactive") for backend in backends):
+    # The editor sends its clicks to the first that takes any.
+    backend = next((backend for backend in backends if backend.get("is_interactive")), backends[0])
+    if not backend.get("is_interactive"):
         yield Finding("wrong", name, "clicks are not sent: switch on 'Interactive preannotations' at Settings > Model > Edit.")
-    problems = judge(project.get("label_config", ""), _extra_params(backends[0]))
+    problems = judge(project.get("label_config", ""), _extra_params(backend))
     for problem in problems:
         yield Finding("wrong", name, problem)
     if not problems:
         yield Finding("ok", name, "its labeling config can be served")
+    yield from _connection(name, backend, has_problems=bool(problems))
+
+
+def _connection(name: str, backend: dict[str, Any], *, has_problems: bool) -> Iterator[Finding]:
+    """What Label Studio found when it called the backend, a moment ago, because the backends were listed."""
+    state = backend.get("readable_state")
+    if state == "Disconnected":
+        yield Finding(
+            "wrong",
+            name,
+            f"Label Studio cannot reach the backend at {backend['url']}. Start it, or correct its URL at Settings > Model > Edit.",
+        )
+    elif state == "Error" and not has_problems:
+        yield Finding("wrong", name, f"the backend at {backend['url']} refused the project: {_one_line(backend.get('error_message'))}")
+    elif state != "Error":
+        yield Finding("ok", name, f"its backend at {backend['url']} is connected")
+
+
+def _one_line(text: Any) -> str:
+    return " ".join(str(text or "see the backend's log").split())[:300]
 
 
 def _extra_params(backend: dict[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def redis_errors_as_ours() -> Iterator[None]:
     """
     try:
         yield
+    except redis.AuthenticationError as error:  # before the connection errors, which it is one of
+        raise QueueDownError("Redis refuses the user or the password of SAM2_REDIS_URL. Correct them there.") from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise QueueDownError("Redis does not answer. Start it or correct SAM2_REDIS_URL; `sam2-backend doctor` checks it.") from error
     except redis.RedisError as error:
