@@ -88,7 +88,7 @@ def set_up_project(client: LabelStudio, stack: Stack) -> int:
     if project is None:
         project = client.create_project(
             PROJECT_TITLE,
-            config_generator.generate(_LABELS, output="brush"),
+            config_generator.generate(_LABELS, output="brush", separated=True),  # one row, and the label stays picked
             description="Click on an object: SAM 2 draws its mask.",
             show_collab_predictions=True,  # opening a task tells the backend to embed its image
         )
@@ -138,8 +138,8 @@ def _instructions(label_studio: LabelStudioProcess, project_id: int, stack: Stac
         f"\nOpen      {label_studio.url}/projects/{project_id}/data\n"
         f"Sign in   {login.email}   password {login.password}\n\n"
         "  1. Open a photograph and switch on Auto-Annotation below it; leave Auto-Accept Suggestions off.\n"
-        "  2. Pick a label, then the purple Auto-Detect tool in the toolbar (a keypoint, or a rectangle for a box).\n"
-        "  3. Click an object: its mask appears. Click again to add, Alt+click to take away, then press the tick.\n\n"
+        "  2. Pick the purple Auto-Detect tool in the toolbar (a keypoint, or a rectangle for a box), then a label.\n"
+        "  3. Click an object: its mask appears. Click again to add, Alt+click to take away; the tick accepts.\n\n"
         f"Backend status: {stack.url}   Label Studio's log: {label_studio.log}\n"
         "Ctrl-C stops everything; the project is kept for the next time.\n"
     )

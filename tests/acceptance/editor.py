@@ -88,10 +88,11 @@ class Editor:
         chosen = smart.and_(self.page.locator(f"[aria-label={_ARIA_LABELS[tool]}]"))
         (chosen.last if chosen.count() else smart.first).click()
 
-    def choose_label(self, control: int, label: str) -> None:
-        """Click a label in the given row of labels (0 is the first control tag of the config that has labels)."""
-        row = self.page.locator(".lsf-labels").nth(control)
-        row.locator(".lsf-label", has_text=re.compile(rf"^\s*{re.escape(label)}\s*\w?\s*$")).first.click()
+    def choose_label(self, row: int, name: str) -> None:
+        """Pick a label in the given row of labels on the page, counted from 0; one that is picked already stays so."""
+        label = self.page.locator(".lsf-labels").nth(row).locator(".lsf-label", has_text=re.compile(rf"^\s*{re.escape(name)}\s*\w?\s*$"))
+        if "lsf-label_selected" not in (label.first.get_attribute("class") or ""):
+            label.first.click()
 
     def click(self, x_px: float, y_px: float, *, is_positive: bool = True) -> dict[str, Any]:
         """Click a point (pixels of the image) with the tool in hand; returns Label Studio's answer once it is drawn."""

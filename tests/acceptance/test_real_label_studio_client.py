@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import pytest
-import requests
+from rest_clicks import personal_access_token
 
 from backend import config_generator
 from backend.label_studio import LabelStudio, LabelStudioError
 from backend.label_studio_install import VERSION
 
 
-@pytest.fixture
-def personal_access_token(label_studio) -> str:
-    """There is one at a time for each user; making one ends the one before."""
-    answer = requests.post(f"{label_studio.url}/api/token/", headers={"Authorization": f"Token {label_studio.login.token}"}, timeout=30)
-    answer.raise_for_status()
-    return answer.json()["token"]
-
-
 def test_it_is_the_version_that_the_demo_installs(client) -> None:
     assert client.version() == VERSION
 
 
-def test_a_legacy_token_and_a_personal_access_token_name_the_same_user(client, label_studio, personal_access_token) -> None:
-    with_pat = LabelStudio(label_studio.url, personal_access_token)
-    assert with_pat.whoami()["email"] == client.whoami()["email"] == label_studio.login.email
-    with_pat.close()
+def test_a_legacy_token_and_a_personal_access_token_name_the_same_user(client, label_studio) -> None:
+    with personal_access_token(label_studio) as token:
+        with_pat = LabelStudio(label_studio.url, token)
+        assert with_pat.whoami()["email"] == client.whoami()["email"] == label_studio.login.email
+        with_pat.close()
 
 
 def test_a_wrong_token_is_refused_with_the_next_step(label_studio) -> None:
