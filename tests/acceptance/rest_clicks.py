@@ -140,5 +140,7 @@ def personal_access_token(label_studio: LabelStudioProcess) -> Iterator[str]:
     answer = requests.post(f"{label_studio.url}/api/token/", headers=header, timeout=30)
     answer.raise_for_status()
     token = str(answer.json()["token"])
-    yield token
-    requests.post(f"{label_studio.url}/api/token/blacklist/", json={"refresh": token}, headers=header, timeout=30).raise_for_status()
+    try:
+        yield token
+    finally:
+        requests.post(f"{label_studio.url}/api/token/blacklist/", json={"refresh": token}, headers=header, timeout=30).raise_for_status()
