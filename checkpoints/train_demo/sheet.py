@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from checkpoints.train_demo.assets import load_assets
 from checkpoints.train_demo.batches import normalised
@@ -13,7 +14,8 @@ from checkpoints.train_demo.evaluate import held_out_scenes, load_network
 from checkpoints.train_demo.interact import POSITIVE, innermost_pixel
 from sam2_backend.network import Sam2Network
 
-TILE_PX = 192
+TILE_PX = 160
+COLORS = 256  # a palette: the sheet lives in the repository
 #: Photographs with a click as shares of width and height.
 PHOTO_CLICKS = {
     "truck.jpg": ((0.5, 0.45), (0.28, 0.62), (0.6, 0.3)),
@@ -88,8 +90,7 @@ def main() -> None:
     tiles = scene_tiles(network, arguments.work, 12) + photo_tiles(network, arguments.photos)
     tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % arguments.columns)
     rows = [np.concatenate(tiles[i : i + arguments.columns], 1) for i in range(0, len(tiles), arguments.columns)]
-    shown = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
-    cv2.imwrite(str(arguments.to), shown, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    Image.fromarray(np.concatenate(rows)).quantize(COLORS, dither=Image.Dither.NONE).save(arguments.to, optimize=True)
 
 
 if __name__ == "__main__":
