@@ -151,7 +151,8 @@ class LabelStudioProcess:
         except LabelStudioError as error:
             where = self.log.parent
             raise LabelStudioError(
-                f"Label Studio does not accept its own login: {where} is out of step. Delete it to start afresh."
+                f"What answers at {self.url} does not accept Label Studio's login: another program took the port, or {where} is out of step. "
+                "Start again; if that does not help, delete the folder."
             ) from error
         finally:
             client.close()

@@ -81,7 +81,8 @@ class Predictor:
         if context and context.get("result"):
             drawn = self._segment(tasks[0], label_config, context, project)
         version = (drawn.facts.get("model_version") if drawn else None) or self.model_version()
-        predictions: list[dict[str, Any]] = [{"result": [], "score": 0.0, "model_version": version} for _ in tasks]
+        # Without a score: Label Studio would show the annotator a prediction of "0.00%".
+        predictions: list[dict[str, Any]] = [{"result": [], "model_version": version} for _ in tasks]
         if drawn is None:
             return Click(predictions, {"total": _ms_since(started)})
         predictions[0] = drawn.predictions[0] | {"model_version": version}
@@ -140,7 +141,7 @@ class Predictor:
         config = parse_label_config(label_config)
         objects = drawn_objects(context, config, self._settings.max_prompts)
         if not objects:
-            return Click([{"result": [], "score": 0.0}])
+            return Click([{"result": []}])
         pages = self._pages(task, config, objects, project_name(project))
         outcomes = self._dispatcher.segment([page.job for page in pages], self._settings.predict_wait_s)
         replies = [(page, reply) for page, reply in zip(pages, outcomes, strict=True) if isinstance(reply, ImageReply)]

@@ -66,7 +66,7 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory, media_folder: Path) -
     except SettingsError as error:
         command = lacking(error.message)
     folder = tmp_path_factory.mktemp("label-studio")
-    with LabelStudioProcess(command, folder, free_port(18080), media_folder) as process:
+    with LabelStudioProcess(command, folder, free_port(0), media_folder) as process:
         assert process.wait_until_ready(threading.Event())
         yield process
 
@@ -76,7 +76,7 @@ def stack(label_studio: LabelStudioProcess, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("stack")
     settings = Settings(
         data_dir=folder,
-        port=free_port(19090),
+        port=free_port(0),
         label_studio_url=label_studio.url,
         label_studio_api_key=label_studio.login.token,
         torch_threads=1,

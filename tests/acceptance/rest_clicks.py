@@ -17,7 +17,6 @@ from backend.label_studio_process import LabelStudioProcess, free_port
 from backend.supervisor import Stack
 from sam2_backend.settings import Settings
 
-_FIRST_PORT = 19190
 _ids = itertools.count()
 
 
@@ -118,7 +117,7 @@ def nano_stack(label_studio: LabelStudioProcess, folder: Path, **settings: Any) 
     """A whole stack with the smallest network, its weights random: quick to start, and no two images have the same mask."""
     given: dict[str, Any] = {
         "data_dir": folder,
-        "port": free_port(_FIRST_PORT),
+        "port": free_port(0),
         "model": "random:nano",
         "torch_threads": 1,
         "label_studio_url": label_studio.url,

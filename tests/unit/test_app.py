@@ -63,7 +63,7 @@ def test_a_click_is_one_log_line_with_fixed_keys(client, predict_body, caplog):
 
 def test_opening_a_task_answers_at_once_and_embeds_its_image(client, dispatcher, predict_body):
     answer = client.post("/predict", json=predict_body(context=None))
-    assert answer.json["results"] == [{"result": [], "score": 0.0, "model_version": "sam2.1_hiera_tiny@0123456789ab"}]
+    assert answer.json["results"] == [{"result": [], "model_version": "sam2.1_hiera_tiny@0123456789ab"}]
     assert [job.media.uri for job in dispatcher.warmed] == ["http://images.test/cat.png"]
     assert dispatcher.jobs == []
 
