@@ -110,6 +110,47 @@ class MediaTooLargeError(MediaError):
     status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
 
+class VideoError(MediaError):
+    """The frames of a video, image sequence or medical volume cannot be had."""
+
+    code = "video_error"
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class VideoUnreadableError(VideoError):
+    """The file holds no video or volume that can be decoded, is damaged or truncated, or changes its size midway."""
+
+    code = "video_unreadable"
+
+
+class VideoTooLargeError(VideoError):
+    """More frames, or more pixels in a frame, than the settings allow."""
+
+    code = "video_too_large"
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class VideoFramerateError(VideoError):
+    """The framerate that numbers the frames is missing or absurd."""
+
+    code = "bad_framerate"
+    mender = "project owner"
+
+
+class VideoFrameError(VideoError):
+    """A frame is asked for that lies before the start or past the end."""
+
+    code = "no_such_frame"
+
+
+class VolumeSupportError(VideoError):
+    """The worker lacks the packages that read medical volumes."""
+
+    code = "no_volume_support"
+    status = HTTPStatus.NOT_IMPLEMENTED
+    mender = "operator"
+
+
 class QueueError(Sam2BackendError):
     """The way between the web tier and the workers is broken or full."""
 

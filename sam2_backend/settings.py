@@ -83,6 +83,13 @@ class Settings:
     media_cache_bytes: int = _setting(2 * GIB, "Downloaded image files kept on disk.")
     media_index_ttl_s: int = _setting(3600, "How long a URL is trusted to name the same image before it is fetched again.")
 
+    # Videos and medical volumes
+    video_max_bytes: int = _setting(8 * GIB, "Largest video or volume file.")
+    video_max_pixels: int = _setting(40_000_000, "Most pixels in one frame of a video or slice of a volume.")
+    video_max_frames: int = _setting(1_000_000, "Most frames in one video, volume or image sequence.")
+    video_deadline_s: float = _setting(600.0, "Longest time one video or volume may take to arrive, redirects included.")
+    video_cache_bytes: int = _setting(16 * GIB, "Downloaded videos and volumes kept on disk.")
+
     # The model tier
     model: str = _setting(
         "auto", "Checkpoint: a name from `sam2-backend checkpoints list`, a .pt file, a Hugging Face folder or id, random:NAME, or auto."
