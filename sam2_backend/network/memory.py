@@ -5,12 +5,55 @@ Source: SAM 2 (arXiv 2408.00714), section 4; sam2/modeling/memory_attention.py a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_backend.network.config import NetworkConfig
-from sam2_backend.network.layers import Attention, LayerNorm2d
+from sam2_backend.network.layers import Attention, LayerNorm2d, rotary_table, sine_positions_2d
+
+
+class MemoryTokens(NamedTuple):
+    """What B objects remember, as the memory attention reads it.
+
+    Attributes:
+        tokens: (B, M, memory_dim), whole memory maps of h·w tokens each, then pointer tokens.
+        positions: (B or 1, M, memory_dim).
+        n_pointer_tokens: How many tokens at the end carry no place.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    n_pointer_tokens: int
+
+
+class MemoryPlaces(NamedTuple):
+    """Positions of a grid of h·w cells; constants.
+
+    Attributes:
+        rotary: (h·w, d/2, 2), see `rotary_table`.
+        image: (1, h·w, d), a tenth of the sine positions.
+        maps: (1, h·w, memory_dim), the sine positions of a memory map.
+    """
+
+    rotary: Tensor
+    image: Tensor
+    maps: Tensor
+
+    @classmethod
+    def of(cls, config: NetworkConfig, side: int) -> MemoryPlaces:
+        image = 0.1 * sine_positions_2d(config.hidden_dim, side)
+        return cls(rotary_table(side, config.hidden_dim), image, sine_positions_2d(config.memory_dim, side))
+
+
+def sine_positions_1d(where: Tensor, channels: int) -> Tensor:
+    """Sine positions of numbers (…) → (…, channels) float32: sines, then cosines. Source: sam2_utils.get_1d_sine_pe."""
+    half = channels // 2
+    steps = torch.arange(half, device=where.device, dtype=torch.float32)
+    angle = where.float()[..., None] / 10000 ** (2 * (steps // 2) / half)
+    return torch.cat([angle.sin(), angle.cos()], -1)
 
 
 class _MemoryLayer(nn.Module):

@@ -5,6 +5,8 @@ Trainable as it is; `fold()` makes it an inference network with the same outputs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,10 +15,15 @@ from sam2_backend.network.config import NetworkConfig
 from sam2_backend.network.hiera import ImageEncoder
 from sam2_backend.network.layers import Mlp
 from sam2_backend.network.mask_decoder import DecoderOutput, MaskDecoder
-from sam2_backend.network.memory import MemoryAttention, MemoryEncoder
+from sam2_backend.network.memory import MemoryAttention, MemoryEncoder, MemoryPlaces, MemoryTokens, sine_positions_1d
 from sam2_backend.network.prompt_encoder import PromptEncoder
 
 N_MEMORY_MAPS = 7
+N_POINTERS = 16
+#: What a mask says everywhere when the object is not there.
+NO_OBJECT_LOGIT = -1024.0
+#: A mask of 0…1 enters the memory encoder scaled and moved to ±10.
+_MEMORY_SCALE, _MEMORY_BIAS = 20.0, -10.0
 
 #: (B, d/8, S/4, S/4), (B, d/4, S/8, S/8) and (B, d, S/16, S/16)
 FeatureMaps = tuple[Tensor, Tensor, Tensor]
@@ -30,6 +37,11 @@ class _Folded(nn.Module):
         trunk, neck, decoder = network.image_encoder.trunk, network.image_encoder.neck, network.sam_mask_decoder
         self.trunk_positions = nn.Buffer(trunk.positions(network.config.image_size // 4), persistent=False)
         self.grid_positions = nn.Buffer(network.sam_prompt_encoder.grid_positions().contiguous(), persistent=False)
+        if network.config.has_memory:
+            places = MemoryPlaces.of(network.config, network.config.image_size // 16)
+            self.memory_rotary, self.memory_image, self.memory_maps = (
+                nn.Buffer(t.to(self.grid_positions.device), persistent=False) for t in places
+            )
         for stage, second in enumerate((decoder.conv_s0, decoder.conv_s1)):
             first = neck.lateral(stage)
             assert first.bias is not None
@@ -40,7 +52,7 @@ class _Folded(nn.Module):
 
     def set_encoder_dtype(self, dtype: torch.dtype) -> None:
         for name, buffer in self.named_buffers():
-            if name != "grid_positions":
+            if name != "grid_positions" and not name.startswith("memory_"):
                 setattr(self, name, buffer.to(dtype))
 
     def high_res(self, stage: int, tokens: Tensor) -> Tensor:
@@ -113,10 +125,95 @@ class Sam2Network(nn.Module):
 
         Source: sam2/sam2_image_predictor.py at 2b90b9f.
         """
-        high_res_0, high_res_1, image = features
+        return self.decode_conditioned(features, features[2] + self.no_mem_embed.view(1, -1, 1, 1), points_xy, labels, mask_logits)
+
+    def decode_conditioned(
+        self, features: FeatureMaps, conditioned: Tensor, points_xy: Tensor, labels: Tensor, mask_logits: Tensor | None = None
+    ) -> DecoderOutput:
+        """As `decode`, on an embedding that has its memory in it already: conditioned (B or 1, d, h, w), see `condition`."""
         encoder = self.sam_prompt_encoder
         positions = self._folded.grid_positions if self._folded else encoder.grid_positions()
-        image = image + self.no_mem_embed.view(1, -1, 1, 1)
         tokens, dense = encoder.tokens(points_xy, labels), encoder.dense(mask_logits)
-        out: DecoderOutput = self.sam_mask_decoder(image, positions.to(image.dtype), high_res_0, high_res_1, tokens, dense)
+        out: DecoderOutput = self.sam_mask_decoder(conditioned, positions.to(conditioned.dtype), *features[:2], tokens, dense)
         return out
+
+    def memory_tokens(
+        self,
+        maps: Sequence[Tensor],
+        ages: Sequence[int],
+        pointers: Sequence[Tensor] = (),
+        frames_apart: Tensor | None = None,
+        n_frames: int = N_POINTERS,
+    ) -> MemoryTokens:
+        """Line up what B objects remember, with what tells how long ago it was.
+
+        Args:
+            maps: What `remember` returned on earlier frames, (B, memory_dim, h, w) each.
+            ages: How many frames ago each of them was, 1 to 6; 0 for a prompted frame, however far.
+            pointers: What `pointer` returned on earlier frames, (B, d) each.
+            frames_apart: (B or 1, len(pointers)) float, how many frames ago each of them was; prompted frames as well.
+            n_frames: Length of the video, where it is shorter than 16.
+
+        Source: sam2/modeling/sam2_base.py at 2b90b9f, _prepare_memory_conditioned_features.
+        """
+        config, batch = self.config, maps[0].shape[0]
+        places = self._places(maps[0].shape[-1], maps[0])
+        tokens = [m.flatten(2).transpose(1, 2) for m in maps]
+        positions = [places.maps + self.maskmem_tpos_enc[age - 1] for age in ages]
+        if not pointers:
+            return MemoryTokens(torch.cat(tokens, 1), torch.cat(positions, 1), 0)
+        n_splits = config.hidden_dim // config.memory_dim
+        tokens.append(torch.stack(tuple(pointers), 1).to(tokens[0].dtype).reshape(batch, -1, config.memory_dim))
+        if config.is_v21 and frames_apart is not None:
+            where = sine_positions_1d(frames_apart / max(1, min(n_frames, N_POINTERS) - 1), config.hidden_dim)
+            when = self.obj_ptr_tpos_proj(where.to(self.obj_ptr_tpos_proj.weight.dtype)).repeat_interleave(n_splits, 1)
+        else:
+            when = positions[0].new_zeros(1, len(pointers) * n_splits, config.memory_dim)
+        shared = torch.cat(positions, 1).expand(when.shape[0], -1, -1)
+        return MemoryTokens(torch.cat(tokens, 1), torch.cat([shared, when], 1), len(pointers) * n_splits)
+
+    def condition(self, image: Tensor, memory: MemoryTokens) -> Tensor:
+        """Let an embedding (B or 1, d, h, w), without its no-memory vector, look at the memories of B objects → (B, d, h, w)."""
+        places = self._places(image.shape[-1], image)
+        cells = image.flatten(2).transpose(1, 2) + places.image
+        out: Tensor = self.memory_attention(cells, memory.tokens, memory.positions, places.rotary, memory.n_pointer_tokens)
+        return out.transpose(1, 2).reshape(out.shape[0], *image.shape[1:])
+
+    def remember(self, image: Tensor, mask_logits: Tensor, object_logits: Tensor, *, binarize: bool) -> Tensor:
+        """Make the memory map of a frame.
+
+        Args:
+            image: (B or 1, d, h, w), without its no-memory vector.
+            mask_logits: (B, 1, H, W) of any size, brought to 16 h × 16 w.
+            object_logits: (B, 1), at or below 0: the object is not there, whatever the mask says.
+            binarize: For prompted frames: the mask as it is seen, not as sure as it is.
+
+        Returns:
+            (B, memory_dim, h, w)
+
+        Source: sam2/modeling/sam2_base.py at 2b90b9f, _encode_new_memory.
+        """
+        is_there = (object_logits > 0)[..., None, None]
+        logits = torch.where(is_there, mask_logits.float(), NO_OBJECT_LOGIT)
+        size = (16 * image.shape[-2], 16 * image.shape[-1])
+        if logits.shape[-2:] != size:
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        mask = (logits > 0).float() if binarize else logits.sigmoid()
+        out: Tensor = self.memory_encoder(image, (mask * _MEMORY_SCALE + _MEMORY_BIAS).to(image.dtype))
+        if self.config.is_v21:
+            out = out + (~is_there).to(out.dtype) * self.no_obj_embed_spatial[..., None, None]
+        return out
+
+    def pointer(self, mask_tokens: Tensor, object_logits: Tensor) -> Tensor:
+        """Make object pointers (B, d) of the tokens (B, d) of the masks that were taken; a fixed one where object_logits (B, 1) are ≤ 0."""
+        is_there = (object_logits > 0).to(mask_tokens.dtype)
+        out: Tensor = is_there * self.obj_ptr_proj(mask_tokens) + (1 - is_there) * self.no_obj_ptr
+        return out
+
+    def _places(self, side: int, like: Tensor) -> MemoryPlaces:
+        folded = self._folded
+        if folded and 16 * side == self.config.image_size:
+            places = MemoryPlaces(folded.memory_rotary, folded.memory_image, folded.memory_maps)
+        else:
+            places = MemoryPlaces(*(t.to(like.device) for t in MemoryPlaces.of(self.config, side)))
+        return MemoryPlaces(places.rotary, places.image.to(like.dtype), places.maps.to(like.dtype))
