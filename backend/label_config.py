@@ -14,13 +14,16 @@ from xml.etree.ElementTree import Element, ParseError, fromstring
 
 from sam2_backend.errors import LabelConfigError
 
-OutputKind = Literal["brush", "bitmask", "polygon", "rectangle"]
+OutputKind = Literal["brush", "bitmask", "polygon", "rectangle", "videorectangle"]
 
 MOST_CHARACTERS = 1 << 20
 """Longest labeling config that is read; ten thousand labels take about half of it."""
 
 OUTPUT_KINDS: tuple[OutputKind, ...] = ("brush", "bitmask", "polygon", "rectangle")
-"""The control tags that can hold a mask or its box, best first."""
+"""The control tags that can hold a mask of an image, or its box, best first."""
+
+VIDEO_OUTPUT_KIND: OutputKind = "videorectangle"
+"""The one control tag that can hold a track of a video."""
 
 _WHAT_TO_ADD = 'Add a <BrushLabels>, <BitmaskLabels>, <PolygonLabels> or <RectangleLabels> tag with toName="{name}" and smart="false".'
 
@@ -140,6 +143,10 @@ class LabelConfig:
     def images(self) -> tuple[ObjectTag, ...]:
         return tuple(tag for tag in self.objects if tag.kind == "image")
 
+    @cached_property
+    def videos(self) -> tuple[ObjectTag, ...]:
+        return tuple(tag for tag in self.objects if tag.kind == "video")
+
     def object_tag(self, to_name: str) -> ObjectTag:
         """The object tag of that name.
 
@@ -186,6 +193,26 @@ class LabelConfig:
             what_to_add = _WHAT_TO_ADD.format(name=object_name)
             raise LabelConfigError(f"No control tag of {object_name!r} in the labeling config can hold a mask. {what_to_add}")
         return outputs[0]
+
+    def video_outputs(self, object_name: str) -> tuple[OutputTag, ...]:
+        """Every <VideoRectangle> of that video, with the <Labels> tag that labels it."""
+        controls = self.controls_of(object_name)
+        labels_tag = next((control for control in controls if control.kind in {"labels", "videolabels"}), None)
+        return tuple(OutputTag(control, VIDEO_OUTPUT_KIND, labels_tag) for control in controls if control.kind == VIDEO_OUTPUT_KIND)
+
+    def video_output(self, object_name: str, from_name: str = "") -> OutputTag:
+        """The <VideoRectangle> of that video and name, or its first.
+
+        Raises:
+            LabelConfigError: there is none.
+        """
+        outputs = self.video_outputs(object_name)
+        if not outputs:
+            raise LabelConfigError(
+                f"No control tag of the video {object_name!r} in the labeling config can hold a track. "
+                f'Add <VideoRectangle name="box" toName="{object_name}" smart="true"/> and a <Labels> tag for it.'
+            )
+        return next((output for output in outputs if output.from_name == from_name), outputs[0])
 
     def named_output(self, object_name: str) -> str:
         """The value of `model_output` for that object; "": not said."""

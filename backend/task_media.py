@@ -71,10 +71,24 @@ def data_uri_bytes(uri: str) -> bytes:
     return data
 
 
-def _page_values(task: Mapping[str, Any], tag: ObjectTag) -> list[Any]:
+def field_value(task: Mapping[str, Any], path: str, tag: ObjectTag) -> Any:
+    """What a field of the task's data holds, for an attribute `$path` of an object tag.
+
+    Raises:
+        TaskDataError: the task has no data, or none of that name.
+    """
+    return _field(_data(task), path, tag)
+
+
+def _data(task: Mapping[str, Any]) -> Mapping[str, Any]:
     data = task.get("data")
     if not isinstance(data, Mapping):
         raise TaskDataError("The task has no data. Send Label Studio's task, with id and data.")
+    return data
+
+
+def _page_values(task: Mapping[str, Any], tag: ObjectTag) -> list[Any]:
+    data = _data(task)
     if tag.value_list:
         pages = _field(data, tag.value_list, tag)
         pages = [pages] if isinstance(pages, str) else pages
