@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from urllib.parse import urljoin
@@ -34,9 +34,13 @@ class Downloader:
         credentials: Asked for headers anew for every redirect, so that no key follows one to another host.
         max_bytes: Largest body, counted after decompression, as it arrives.
         deadline_s: Longest time for everything together: names, connections, redirects, headers, body.
+        kind: What is fetched, MEDIA or VIDEO: the messages name its settings.
     """
 
-    def __init__(self, policy: HostPolicy, credentials: OriginCredentials, *, max_bytes: int, deadline_s: float) -> None:
+    def __init__(
+        self, policy: HostPolicy, credentials: OriginCredentials, *, max_bytes: int, deadline_s: float, kind: str = "MEDIA"
+    ) -> None:
+        self._kind = kind
         self._credentials = credentials
         self._max_bytes = max_bytes
         self._deadline_s = deadline_s
@@ -44,6 +48,16 @@ class Downloader:
 
     def download(self, url: str) -> bytes:
         """Fetch the body behind a URL, through at most `MAX_REDIRECTS` redirects.
+
+        Raises:
+            MediaError: as for `download_to`.
+        """
+        chunks: list[bytes] = []
+        self.download_to(url, chunks.append)
+        return b"".join(chunks)
+
+    def download_to(self, url: str, write: Callable[[bytes], object]) -> None:
+        """Hand the body behind a URL to `write`, piece by piece as it arrives; on an error it may have got some.
 
         Raises:
             MediaRefusedError: the URL, or one that it redirects to, leads to where nothing may be fetched from.
@@ -58,7 +72,8 @@ class Downloader:
                 try:
                     if response.status not in REDIRECTS or "Location" not in response.headers:
                         self._check_status(response.status, url)
-                        return self._body(response, url)
+                        self._pass_on(response, url, write)
+                        return
                     url = urljoin(url, response.headers["Location"])
                     if (_announced_bytes(response) or SMALL_BODY_BYTES) < SMALL_BODY_BYTES:
                         response.drain_conn()
@@ -83,21 +98,20 @@ class Downloader:
         timeout = Timeout(total=remaining_s, connect=CONNECT_TIMEOUT_S)
         return self._pool.request("GET", url, headers=headers, redirect=False, timeout=timeout, preload_content=False)
 
-    def _body(self, response: BaseHTTPResponse, url: str) -> bytes:
-        chunks: list[bytes] = []
+    def _pass_on(self, response: BaseHTTPResponse, url: str, write: Callable[[bytes], object]) -> None:
         n_bytes = _announced_bytes(response) or 0
-        if n_bytes <= self._max_bytes:
-            n_bytes = 0
-            while chunk := response.read1(READ_BYTES, decode_content=True):
-                n_bytes += len(chunk)
-                if n_bytes > self._max_bytes:
-                    break
-                chunks.append(chunk)
+        self._check_size(n_bytes, url)
+        n_bytes = 0
+        while chunk := response.read1(READ_BYTES, decode_content=True):
+            n_bytes += len(chunk)
+            self._check_size(n_bytes, url)
+            write(chunk)
+
+    def _check_size(self, n_bytes: int, url: str) -> None:
         if n_bytes > self._max_bytes:
             raise MediaTooLargeError(
-                f"{shown_url(url)} is larger than {self._max_bytes} bytes. Use a smaller file, or raise SAM2_MEDIA_MAX_BYTES."
+                f"{shown_url(url)} is larger than {self._max_bytes} bytes. Use a smaller file, or raise SAM2_{self._kind}_MAX_BYTES."
             )
-        return b"".join(chunks)
 
     def _check_status(self, status: int, url: str) -> None:
         if status == HTTPStatus.OK:
@@ -123,7 +137,7 @@ class Downloader:
             raise MediaUnreachableError(f"{where} cannot be connected to. Check the address, and that the server runs.") from None
         except TransferTimeoutError:
             raise MediaUnreachableError(
-                f"{where} did not arrive in time. Check the network, or raise SAM2_MEDIA_DEADLINE_S ({self._deadline_s:g})."
+                f"{where} did not arrive in time. Check the network, or raise SAM2_{self._kind}_DEADLINE_S ({self._deadline_s:g})."
             ) from None
         except SSLError:
             raise MediaUnreachableError(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import redis
 
@@ -18,6 +17,8 @@ from sam2_backend.credentials import OriginCredentials
 from sam2_backend.download import Downloader
 from sam2_backend.errors import MediaRefusedError, MediaTooLargeError, MediaUnreachableError
 from sam2_backend.images import ImageInfo, inspect
+from sam2_backend.local_files import open_local_file, unreadable
+from sam2_backend.media_files import HeldFile, LargeFiles
 from sam2_backend.media_folder import MediaFolder, image_hash
 from sam2_backend.media_index import MediaIndex
 from sam2_backend.messages import MediaRef
@@ -62,12 +63,10 @@ class MediaStore:
         self._redis = connection
         self._index = MediaIndex(connection, settings.media_index_ttl_s)
         self._folder = MediaFolder(settings.data_dir / "media", settings.media_cache_bytes)
-        self._downloader = Downloader(
-            HostPolicy(settings.media_allow_hosts, settings.label_studio_url),
-            OriginCredentials(settings.label_studio_url, settings.label_studio_api_key),
-            max_bytes=settings.media_max_bytes,
-            deadline_s=settings.media_deadline_s,
-        )
+        policy = HostPolicy(settings.media_allow_hosts, settings.label_studio_url)
+        credentials = OriginCredentials(settings.label_studio_url, settings.label_studio_api_key)
+        self._downloader = Downloader(policy, credentials, max_bytes=settings.media_max_bytes, deadline_s=settings.media_deadline_s)
+        self._large_files = LargeFiles(settings, connection, policy, credentials)
         self._flights: dict[str, Future[MediaFile]] = {}
         self._lock = threading.Lock()
 
@@ -102,6 +101,19 @@ class MediaStore:
                 with self._lock:
                     del self._flights[ref.uri]
         return flight.result()
+
+    def open_file(self, ref: MediaRef, check: Callable[[HeldFile], None]) -> HeldFile:
+        """A video or volume, as an open file on disk that stays readable until it is closed, whatever becomes of the copy kept here.
+
+        Args:
+            check: Raises a MediaError where the file is not what was asked for; such a file is not kept.
+
+        Raises:
+            MediaRefusedError, MediaUnreachableError, MediaTooLargeError: see errors.py; and what `check` raises.
+        """
+        if ref.uri.partition(":")[0].lower() == "blob":
+            return self._large_files.hold(self._blob_bytes(ref.uri), shown_uri(ref.uri), check)
+        return self._large_files.open(ref.uri, shown_uri(ref.uri), check)
 
     def _fetch(self, ref: MediaRef) -> MediaFile:
         known = self._index.get(ref.uri)
@@ -146,42 +158,20 @@ class MediaStore:
         return data
 
     def _local_bytes(self, uri: str) -> bytes:
-        path = self._local_path(uri)
-        try:
-            with open(path, "rb", opener=_open_without_waiting) as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise MediaRefusedError(f"{shown_uri(uri)} is not a regular file.")
-                self._check_size(status.st_size, uri)
+        name = shown_uri(uri)
+        with open_local_file(uri, self._settings.local_files_root, name) as file:
+            try:
+                self._check_size(os.fstat(file.fileno()).st_size, uri)
                 data = file.read(self._settings.media_max_bytes + 1)
-        except OSError as error:
-            raise MediaUnreachableError(f"{shown_uri(uri)} cannot be read: {error.strerror}. Check the file and its permissions.") from None
+            except OSError as error:
+                raise unreadable(name, error) from None
         self._check_size(len(data), uri)
         return data
-
-    def _local_path(self, uri: str) -> Path:
-        """The file behind a `file:` URI, links resolved, known to lie below the local files root."""
-        root_text = self._settings.local_files_root
-        try:
-            parts = urlsplit(uri)
-            root, path = Path(root_text).resolve(), Path(unquote(parts.path)).resolve()
-        except (ValueError, OSError, RuntimeError):
-            raise MediaRefusedError("The address of a local file is malformed. Check the address in the task.") from None
-        if not root_text or parts.netloc not in {"", "localhost"} or not path.is_relative_to(root):
-            raise MediaRefusedError(
-                f"{shown_uri(uri)} does not lie below LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT ({root_text or 'not set'}), and no other file is read."
-            )
-        return path
 
     def _check_size(self, n_bytes: int, uri: str) -> None:
         limit = self._settings.media_max_bytes
         if n_bytes > limit:
             raise MediaTooLargeError(f"{shown_uri(uri)} is larger than {limit} bytes. Use a smaller file, or raise SAM2_MEDIA_MAX_BYTES.")
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    # The path was resolved, so its end is no link unless it was swapped; opening a named pipe would wait for ever.
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def shown_uri(uri: str) -> str:

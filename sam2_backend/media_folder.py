@@ -1,4 +1,4 @@
-"""Image files on disk by the hash of their bytes: a byte budget, least recently used out first, never a damaged one handed out.
+"""Media files on disk by the hash of their bytes: a byte budget, least recently used out first, never a damaged one handed out.
 
 Several workers of one machine share the folder; a file lock keeps their evictions apart.
 """
@@ -20,11 +20,27 @@ KEPT_SHARE = 15 / 16
 """How full the folder is left when files had to go: going through thousands of them takes longer than fetching an image."""
 PART_SUFFIX = ".part"
 LEDGER = ".lock"
+READ_BYTES = 1 << 20
+
+
+def new_digest() -> hashlib.blake2b:
+    """What names a file, to be fed with its bytes."""
+    return hashlib.blake2b(digest_size=20)
 
 
 def image_hash(data: bytes) -> str:
     """The name of an image: 40 hex digits of blake2b over its bytes."""
     return hashlib.blake2b(data, digest_size=20).hexdigest()
+
+
+def hash_of(file: BinaryIO) -> str:
+    """The name of a file: `image_hash` of its bytes, read piece by piece; its position is at the start then."""
+    digest = new_digest()
+    file.seek(0)
+    while data := file.read(READ_BYTES):
+        digest.update(data)
+    file.seek(0)
+    return digest.hexdigest()
 
 
 class MediaFolder:
@@ -57,6 +73,22 @@ class MediaFolder:
             _touch(path)
         return data
 
+    def open(self, name: str) -> BinaryIO | None:
+        """The file of this hash, open for reading, and it counts as used now; None: absent, or found damaged and thrown away."""
+        path = self.path(name)
+        file: BinaryIO | None = None
+        try:
+            file = path.open("rb")
+            if hash_of(file) == name:
+                _touch(path)
+                return file
+            path.unlink()
+        except OSError:
+            pass
+        if file is not None:
+            file.close()
+        return None
+
     def write(self, name: str, data: bytes) -> Path | None:
         """Keep bytes under their hash, putting older files out first; None: they are more than the whole budget.
 
@@ -65,18 +97,40 @@ class MediaFolder:
         """
         if len(data) > self._budget_bytes:
             return None
+        with self.part() as file:
+            file.write(data)
+            return self.keep(file, name)
+
+    @contextmanager
+    def part(self) -> Iterator[BinaryIO]:
+        """A new file to write and read, which is thrown away at the end of the block unless `keep` took it over.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, part = tempfile.mkstemp(suffix=PART_SUFFIX, dir=self._folder)
+        descriptor, name = tempfile.mkstemp(suffix=PART_SUFFIX, dir=self._folder)
+        os.close(descriptor)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            _touch(Path(part))
-            with self._locked() as ledger:
-                self._make_room(len(data), name, ledger)
-                Path(part).replace(self.path(name))
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+            with Path(name).open("r+b") as file:
+                yield file
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def keep(self, part: BinaryIO, name: str) -> Path | None:
+        """Keep what was written to a part under the hash of its bytes; None: it is more than the whole budget.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
+        part.flush()
+        n_bytes = os.fstat(part.fileno()).st_size
+        if n_bytes > self._budget_bytes:
+            return None
+        _touch(Path(part.name))
+        with self._locked() as ledger:
+            self._make_room(n_bytes, name, ledger)
+            Path(part.name).replace(self.path(name))
         return self.path(name)
 
     @contextmanager
