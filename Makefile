@@ -39,7 +39,7 @@ acceptance: .venv/dev.stamp ## the real Label Studio in a real browser; screensh
 .venv/run.stamp: .venv/bin/python pyproject.toml
 	@echo "installing torch and the rest (a few minutes the first time)"
 	$(BIN)/pip install --progress-bar on -q "$(TORCH)"
-	$(BIN)/pip install --progress-bar on -q -e .
+	$(BIN)/pip install --progress-bar on -q -e ".[all]"
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp tests/constraints.txt
