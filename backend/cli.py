@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--output", choices=["brush", "bitmask", "polygon", "rectangle"], default="brush")
     config.add_argument("--separated", action="store_true", help="one Labels tag beside tools without labels")
     config.add_argument("--pages", action="store_true", help="several images per task (valueList)")
+    config.add_argument("--propagate", action="store_true", help="with --pages: what is drawn on one page is found on all others")
+    config.add_argument("--video", action="store_true", help="boxes that are tracked through a video, in place of masks on images")
+    config.add_argument("--framerate", default="", help="with --video: the videos' frames per second, or $field (Label Studio takes 24)")
 
     checkpoints = commands.add_parser("checkpoints", help="List, fetch and verify checkpoints.").add_subparsers(
         required=True, metavar="ACTION"
@@ -117,9 +120,13 @@ def _settings(settings: Settings, _options: argparse.Namespace) -> int:
 
 
 def _config(_settings: Settings, options: argparse.Namespace) -> int:
-    from backend.config_generator import generate
+    from backend.config_generator import generate, generate_video
 
-    print(generate(options.labels, options.output, separated=options.separated, pages=options.pages))
+    if options.video:
+        print(generate_video(options.labels, framerate=options.framerate))
+        return 0
+    asked = {"model_propagate": True} if options.propagate else {}
+    print(generate(options.labels, options.output, separated=options.separated, pages=options.pages, options=asked))
     return 0
 
 

@@ -39,7 +39,9 @@ def generate(
     Raises:
         LabelConfigError: there is no label, one is empty or given twice, the output is unknown, or `judge` finds fault with an option.
     """
-    _check(labels, output, options or {})
+    if output not in _OUTPUT_TAGS:
+        raise LabelConfigError(f"Masks cannot become {output!r}. These are known: {', '.join(_OUTPUT_TAGS)}.")
+    _check_labels(labels, options or {})
     suffix = "" if separated else "Labels"
     tag = _OUTPUT_TAGS[output]
     root = Element("View")
@@ -55,6 +57,34 @@ def generate(
     if not separated:
         for control in controls:
             _labels(control, labels)
+    return _judged(root)
+
+
+def generate_video(labels: Sequence[str], *, framerate: str = "", options: Mapping[str, str | float | bool] | None = None) -> str:
+    """Write a labeling config for boxes that are tracked through a video.
+
+    Args:
+        labels: Class names, any text, each once.
+        framerate: Frames per second of the videos, or `$field` of the task; empty: Label Studio's 24.
+        options: `model_*` options; see `project_options.OPTIONS`.
+
+    Returns:
+        XML, one tag a line.
+
+    Raises:
+        LabelConfigError: as `generate`, or the framerate is no number.
+    """
+    _check_labels(labels, options or {})
+    root = Element("View")
+    # allowEmpty: clicking a label off and on again is how an annotator asks for the track.
+    _labels(SubElement(root, "Labels", name="labels", toName="video", allowEmpty="true"), labels)
+    SubElement(root, "Video", {"name": "video", "value": "$video"} | ({"framerate": framerate} if framerate else {}))
+    attributes = {name: str(value).lower() for name, value in (options or {}).items()}
+    SubElement(root, "VideoRectangle", {"name": "box", "toName": "video", "smart": "true", **attributes})
+    return _judged(root)
+
+
+def _judged(root: Element) -> str:
     indent(root)
     config_xml: str = tostring(root, encoding="unicode")
     problems = judge(config_xml)
@@ -68,9 +98,7 @@ def _labels(parent: Element, labels: Sequence[str]) -> None:
         SubElement(parent, "Label", value=label, background=_COLOURS[number % len(_COLOURS)])
 
 
-def _check(labels: Sequence[str], output: str, options: Iterable[str]) -> None:
-    if output not in _OUTPUT_TAGS:
-        raise LabelConfigError(f"Masks cannot become {output!r}. These are known: {', '.join(_OUTPUT_TAGS)}.")
+def _check_labels(labels: Sequence[str], options: Iterable[str]) -> None:
     if not labels or not all(_is_text(label) for label in labels) or len(set(labels)) < len(labels):
         raise LabelConfigError("A labeling config needs at least one label, none empty, none twice, without control characters.")
     unknown = [name for name in options if name not in OPTIONS]

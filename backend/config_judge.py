@@ -10,6 +10,7 @@ from typing import Any
 
 from backend.label_config import OUTPUT_KINDS, ControlTag, LabelConfig, ObjectTag, OutputTag, parse_label_config
 from backend.project_options import OUTPUT_OPTION, PREFIX, project_options
+from backend.video_prompts import FASTEST
 from sam2_backend.errors import LabelConfigError
 
 SMART_KINDS = ("keypoint", "rectangle")
@@ -34,14 +35,20 @@ def judge(config_xml: str, extra_params: Mapping[str, Any] | str | None = None) 
     except LabelConfigError as error:
         return [error.message]
     on_images = (sentence for tag in _prompted_images(config) for sentence in _on_image(config, tag, extra_params))
-    return list(dict.fromkeys([*_on_objects(config), *on_images]))
+    on_videos = (sentence for tag in _tracked_videos(config) for sentence in _on_video(config, tag, extra_params))
+    return list(dict.fromkeys([*_on_objects(config), *on_images, *on_videos]))
 
 
 def _prompted_images(config: LabelConfig) -> list[ObjectTag]:
     """The images that masks are drawn on; one that is there to be looked at or classified needs nothing of us."""
     kinds = {kind + suffix for kind in {*SMART_KINDS, *OUTPUT_KINDS} for suffix in ("", "labels")}
     drawn_on = [tag for tag in config.images if any(control.kind in kinds for control in config.controls_of(tag.name))]
-    return drawn_on or list(config.images[:1])
+    return drawn_on or list(config.images[: 0 if _tracked_videos(config) else 1])
+
+
+def _tracked_videos(config: LabelConfig) -> list[ObjectTag]:
+    """The videos that boxes are drawn on; where there is nothing else, the first."""
+    return [tag for tag in config.videos if config.video_outputs(tag.name)] or list(config.videos[: 0 if config.images else 1])
 
 
 def _on_objects(config: LabelConfig) -> Iterator[str]:
@@ -50,10 +57,8 @@ def _on_objects(config: LabelConfig) -> Iterator[str]:
         if control.to_name not in names:
             known = ", ".join(sorted(names)) or "none"
             yield f"{_tag(control)} points at toName={control.to_name!r}, which does not exist (object tags: {known}). Correct toName."
-    if any(tag.kind == "video" for tag in config.objects):
-        yield "The labeling config has a <Video> tag: this version answers images only, and nothing on videos."
-    if not config.images:
-        yield 'The labeling config has no <Image> tag. Add <Image name="image" value="$image"/>.'
+    if not config.images and not config.videos:
+        yield 'The labeling config has no <Image> tag and no <Video> tag. Add <Image name="image" value="$image"/>.'
 
 
 def _on_image(config: LabelConfig, image: ObjectTag, extra_params: Mapping[str, Any] | str | None) -> Iterator[str]:
@@ -65,11 +70,50 @@ def _on_image(config: LabelConfig, image: ObjectTag, extra_params: Mapping[str, 
     yield from _on_choice(config, image, outputs)
     yield from _on_smart_tools(controls, image, output)
     yield from _on_labels(controls, output)
-    yield from project_options(output, extra_params)[1]
+    options, problems = project_options(output, extra_params)
+    yield from problems
+    if options.propagate and not image.value_list:
+        yield f"model_propagate has no effect: <{image.tag} name={image.name!r}> shows one image a task. Use valueList for several."
+    yield from _on_misplaced_options(controls, output)
+
+
+def _on_misplaced_options(controls: tuple[ControlTag, ...], output: OutputTag) -> Iterator[str]:
     for control in controls:
         names = [name for name in control.attributes if name.startswith(PREFIX) and name != OUTPUT_OPTION]
         if names and control != output.control:
             yield f"{', '.join(names)} on {_tag(control)} has no effect: the masks go to {_tag(output.control)}. Move it there."
+
+
+def _on_video(config: LabelConfig, video: ObjectTag, extra_params: Mapping[str, Any] | str | None) -> Iterator[str]:
+    """The editor sends boxes on a video when a selected region's label is changed, and at no other time."""
+    try:
+        output = config.video_output(video.name)
+    except LabelConfigError as error:
+        yield error.message
+        return
+    if output.control.smart is False:
+        yield f'{_tag(output.control)} has smart="false": Label Studio sends nothing of it. Write smart="true".'
+    labels = output.labels_tag
+    if labels is None:
+        yield (
+            f"The video {video.name!r} has no <Labels> tag, and a change of label is what starts tracking. "
+            f'Add <Labels name="labels" toName="{video.name}" allowEmpty="true"> with a <Label>.'
+        )
+    elif labels.attributes.get("allowempty", "").strip().lower() != "true":
+        yield f'{_tag(labels)} lacks allowEmpty="true": without it, tracking again needs a change to another label and back.'
+    yield from _on_framerate(video)
+    yield from project_options(output, extra_params)[1]
+    yield from _on_misplaced_options(config.controls_of(video.name), output)
+
+
+def _on_framerate(video: ObjectTag) -> Iterator[str]:
+    text = video.attributes.get("framerate", "24").strip()
+    try:
+        is_right = text.startswith("$") or 0 < float(text) <= FASTEST
+    except ValueError:
+        is_right = False
+    if not is_right:
+        yield f"framerate={text[:60]!r} on <{video.tag} name={video.name!r}> is no number of frames per second: Label Studio takes 24. Correct it."
 
 
 def _no_output(config: LabelConfig, image: ObjectTag) -> str:

@@ -9,25 +9,33 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from backend.keyframes import MOST_FRAMES
 from backend.label_config import OutputTag
 from sam2_backend.messages import MaskOptions
+from sam2_backend.video_messages import VideoOptions
 
 PREFIX = "model_"
 MANY_PX = 1 << 30
+KEYFRAME_TOLERANCE_PCT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: its kind, the least and the greatest value, and a sentence for the documentation."""
+    """One option: its kind, the least and the greatest value, a sentence for the documentation, and the words that it may be (kind str).
+
+    Kind `range` is "first-last", either of them left out where it is open.
+    """
 
     kind: type
     least: float
     greatest: float
     help: str
+    words: tuple[str, ...] = ()
 
 
 OPTIONS: dict[str, Option] = {
@@ -40,6 +48,17 @@ OPTIONS: dict[str, Option] = {
         bool, 0, 1, "A single click takes the best of three candidates (true) or the one that fits the click best on average (false)."
     ),
     "model_mask_threshold": Option(float, -32, 32, "Logit above which a pixel is mask; higher makes masks tighter."),
+    "model_propagate": Option(bool, 0, 1, "Several images in a task: what is drawn on one page is found on all others."),
+    "model_frames": Option(range, 1, MOST_FRAMES, "Frames (or pages) to track on, from 1: first-last, first- or -last."),
+    "model_direction": Option(str, 0, 0, "Where objects are tracked to from what is drawn.", ("forward", "backward", "both")),
+    "model_between_only": Option(bool, 0, 1, "A correction changes only what lies between it and the keyframes beside it."),
+    "model_keyframe_tolerance": Option(
+        float,
+        0,
+        100,
+        "How far, in per cent of the frame, the box between two keyframes may be from the tracked one; less makes more keyframes.",
+    ),
+    "model_non_overlap": Option(bool, 0, 1, "Each pixel belongs to one object of the same label at most."),
 }
 OUTPUT_OPTION = "model_output"
 """Read by `label_config` from the labeling config alone: it decides which tag the other options are read from."""
@@ -54,12 +73,18 @@ class ProjectOptions:
         epsilon: Greatest distance in pixels between a mask's outline and its polygon; None: not said.
         score_threshold: Masks with a lower score are dropped.
         min_area_px: Objects, and parts of polygons, with fewer pixels are dropped.
+        video: What the worker needs to know of a propagation beside `mask`.
+        keyframe_tolerance_pct: How far interpolated boxes may be from the tracked ones, in per cent of the frame.
+        propagate: What is drawn on one page goes to all.
     """
 
     mask: MaskOptions = MaskOptions()
     epsilon: float | None = None
     score_threshold: float = 0.0
     min_area_px: int = 0
+    video: VideoOptions = VideoOptions()
+    keyframe_tolerance_pct: float = KEYFRAME_TOLERANCE_PCT
+    propagate: bool = False
 
 
 def project_options(output: OutputTag, extra_params: Mapping[str, Any] | str | None) -> tuple[ProjectOptions, list[str]]:
@@ -97,6 +122,21 @@ def _options(values: Mapping[str, Any]) -> ProjectOptions:
         epsilon=values.get("model_epsilon"),
         score_threshold=values.get("model_score_threshold", 0.0),
         min_area_px=values.get("model_min_area", 0),
+        video=_video_options(values),
+        keyframe_tolerance_pct=values.get("model_keyframe_tolerance", KEYFRAME_TOLERANCE_PCT),
+        propagate=values.get("model_propagate", False),
+    )
+
+
+def _video_options(values: Mapping[str, Any]) -> VideoOptions:
+    default = VideoOptions()
+    first, last = values.get("model_frames", (1, 0))
+    return VideoOptions(
+        direction=values.get("model_direction", default.direction),
+        first_grid_idx=first - 1,
+        last_grid_idx=last - 1,
+        between_only=values.get("model_between_only", default.between_only),
+        non_overlap=values.get("model_non_overlap", default.non_overlap),
     )
 
 
@@ -129,8 +169,12 @@ def _read(name: str, value: Any, into: dict[str, Any]) -> str:
     return ""
 
 
-def _parse(option: Option, value: Any) -> bool | int | float | None:
+def _parse(option: Option, value: Any) -> bool | float | str | tuple[int, int] | None:
     text = str(value).strip().lower()
+    if option.kind is str:
+        return text if text in option.words else None
+    if option.kind is range:
+        return _parse_range(option, text)
     if option.kind is bool:
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text)
     try:
@@ -142,7 +186,22 @@ def _parse(option: Option, value: Any) -> bool | int | float | None:
     return int(number) if option.kind is int else number
 
 
+def _parse_range(option: Option, text: str) -> tuple[int, int] | None:
+    """First and last, 0 as last: to the end."""
+    match = re.fullmatch(r"(\d{0,9})\s*-\s*(\d{0,9})", text)
+    if not match or not any(match.groups()):
+        return None
+    first, last = (int(number) if number else None for number in match.groups())
+    first = 1 if first is None else first
+    is_in_bounds = all(option.least <= number <= option.greatest for number in (first, last) if number is not None)
+    return (first, last or 0) if is_in_bounds and (last is None or first <= last) else None
+
+
 def _expected(option: Option) -> str:
+    if option.kind is str:
+        return " or ".join([", ".join(option.words[:-1]), option.words[-1]])
+    if option.kind is range:
+        return "two numbers from 1 with a hyphen between, the smaller first, either of them left out where the range is open"
     if option.kind is bool:
         return "true or false"
     return f"a {'whole ' if option.kind is int else ''}number from {option.least:g} to {option.greatest:g}"

@@ -92,13 +92,16 @@ def _json_text(extra_params: Any) -> tuple[str, list[str]]:
 
 
 def _why_unusable(schema: str) -> str:
-    """Why no click can be answered with this labeling config; empty: one image at least has a control tag that holds masks."""
+    """Why nothing can be answered with this labeling config; empty: one image or video has a control tag that holds masks or tracks."""
     try:
         config = parse_label_config(schema)
-        if not config.images:
-            return "The labeling config has no <Image> tag. Add one, and a tag for masks such as <BrushLabels> that points at it."
-        if not any(config.outputs(tag.name) for tag in config.images):
+        if not config.images and not config.videos:
+            return "The labeling config has no <Image> tag and no <Video> tag. Add one, and a tag such as <BrushLabels> that points at it."
+        is_usable = any(config.outputs(tag.name) for tag in config.images) or any(config.video_outputs(tag.name) for tag in config.videos)
+        if not is_usable and config.images:
             config.output(config.images[0].name)
+        elif not is_usable:
+            config.video_output(config.videos[0].name)
     except LabelConfigError as error:
         return error.message
     return ""

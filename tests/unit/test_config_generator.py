@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from label_studio_sdk.label_interface import LabelInterface
 
-from backend.config_generator import generate
+from backend.config_generator import generate, generate_video
 from backend.config_judge import judge
 from backend.label_config import parse_label_config
 from sam2_backend.errors import LabelConfigError
@@ -60,3 +60,20 @@ def test_labels_that_no_config_can_hold_are_refused(labels):
 def test_unknown_outputs_and_wrong_options_are_refused(output, options):
     with pytest.raises(LabelConfigError):
         generate(["cat"], output, options=options)
+
+
+@pytest.mark.parametrize("framerate", ["", "25", "29.97", "$fps"])
+def test_label_studio_and_the_judge_accept_a_generated_video_config(framerate):
+    xml = generate_video(["ball", "player"], framerate=framerate, options={"model_direction": "forward"})
+    LabelInterface(xml).validate()
+    assert judge(xml) == []
+    config = parse_label_config(xml)
+    output = config.video_output("video")
+    assert (output.from_name, output.label_source.label_names) == ("box", ("ball", "player"))
+    assert config.videos[0].attributes.get("framerate", "") == framerate
+
+
+@pytest.mark.parametrize(("labels", "more"), [([], {}), (["a"], {"framerate": "fast"}), (["a"], {"options": {"model_x": 1}})])
+def test_a_video_config_that_cannot_work_is_refused(labels, more):
+    with pytest.raises(LabelConfigError):
+        generate_video(labels, **more)

@@ -10,6 +10,9 @@ IMAGE = '<Image name="image" value="$image"/>'
 BRUSH = '<BrushLabels name="b" toName="image" smart="false"><Label value="cat"/><Label value="dog"/></BrushLabels>'
 POINT = '<KeyPointLabels name="k" toName="image" smart="true"><Label value="cat"/><Label value="dog"/></KeyPointLabels>'
 BOX = '<RectangleLabels name="r" toName="image" smart="true"><Label value="cat"/></RectangleLabels>'
+VIDEO = '<Video name="v" value="$v"/>'
+TRACK = '<VideoRectangle name="t" toName="v" smart="true"/>'
+VIDEO_LABELS = '<Labels name="l" toName="v" allowEmpty="true"><Label value="ball"/></Labels>'
 
 
 def judged(*tags, params=None):
@@ -31,6 +34,12 @@ def judged(*tags, params=None):
             '<Labels name="l" toName="image"><Label value="x"/></Labels><Brush name="b" toName="image" smart="false"/><KeyPoint name="k" toName="image"/>',
         ),
         (IMAGE, '<BrushLabels name="b" toName="image" smart="false" value="$labels"/>', POINT),
+        (VIDEO, TRACK, VIDEO_LABELS),
+        (VIDEO.replace("/>", ' framerate="$fps"/>'), TRACK.replace("smart", 'model_frames="5-" smart'), VIDEO_LABELS),
+        (IMAGE, BRUSH, POINT, VIDEO, TRACK, VIDEO_LABELS),
+        (IMAGE, BRUSH, POINT, VIDEO),
+        (IMAGE, VIDEO, TRACK, VIDEO_LABELS),
+        (IMAGE.replace("value", "valueList"), BRUSH.replace("smart", 'model_propagate="true" smart'), POINT),
     ],
 )
 def test_a_good_config_is_found_good(tags):
@@ -57,8 +66,16 @@ def test_a_good_config_is_found_good(tags):
         ((IMAGE.replace("value", 'model_output="q" value'), BRUSH, POINT), "model_output='q' names no tag"),
         ((IMAGE, BRUSH, POINT, BRUSH.replace("Brush", "Polygon").replace('"b"', '"p"')), "not to <PolygonLabels name='p'>"),
         ((IMAGE, BRUSH, POINT, BOX.replace("image", "picture")), "toName='picture', which does not exist"),
-        ((IMAGE, BRUSH, POINT, '<Video name="v" value="$v"/>'), "images only"),
-        (('<Video name="v" value="$v"/><VideoRectangle name="b" toName="v"/>',), "images only"),
+        ((VIDEO,), "can hold a track. Add <VideoRectangle"),
+        ((VIDEO, TRACK), "no <Labels> tag"),
+        ((VIDEO, TRACK, VIDEO_LABELS.replace(' allowEmpty="true"', "")), 'lacks allowEmpty="true"'),
+        ((VIDEO, TRACK.replace("true", "false"), VIDEO_LABELS), 'smart="false"'),
+        ((VIDEO.replace("/>", ' framerate="fast"/>'), TRACK, VIDEO_LABELS), "framerate='fast'"),
+        ((VIDEO.replace("/>", ' framerate="0"/>'), TRACK, VIDEO_LABELS), "framerate='0'"),
+        ((VIDEO, TRACK.replace("smart", 'model_direction="sideways" smart'), VIDEO_LABELS), "forward, backward or both"),
+        ((VIDEO, TRACK.replace("smart", 'model_frames="9-3" smart'), VIDEO_LABELS), "two numbers from 1"),
+        ((VIDEO, TRACK, VIDEO_LABELS.replace("allow", 'model_frames="1-3" allow')), "no effect"),
+        ((IMAGE, BRUSH.replace("smart", 'model_propagate="true" smart'), POINT), "one image a task"),
         (('<Text name="t" value="$t"/>',), "no <Image> tag"),
         (("<Image",), "not XML"),
     ],
@@ -83,7 +100,9 @@ def test_extra_parameters_are_judged_with_the_config():
 
 
 @given(
-    st.lists(st.sampled_from([IMAGE, BRUSH, POINT, BOX, "<Brush/>", '<Labels name="" toName=","/>', "<Label/>", "<"])),
+    st.lists(
+        st.sampled_from([IMAGE, BRUSH, POINT, BOX, VIDEO, TRACK, VIDEO_LABELS, "<Brush/>", '<Labels name="" toName=","/>', "<Label/>", "<"])
+    ),
     st.none() | st.text(),
 )
 def test_it_never_raises(tags, params):

@@ -208,10 +208,18 @@ def test_options_are_read_from_attributes_and_extra_parameters_and_the_attribute
 
 def test_every_documented_option_can_be_set():
     for name, option in OPTIONS.items():
-        value = {bool: "false", int: "3", float: "0.5"}[option.kind]
-        options, problems = project_options(output_with(**{name: value}), None)
-        assert options != ProjectOptions()
-        assert problems == []
+        values = {bool: ("false", "true"), int: ("3",), float: ("0.5",), range: ("5-9",), str: option.words}[option.kind]
+        read = [project_options(output_with(**{name: value}), None) for value in values]
+        assert [problems for _, problems in read] == [[]] * len(values)
+        assert any(options != ProjectOptions() for options, _ in read)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("5-9", (4, 8)), (" 5 - 9 ", (4, 8)), ("7-", (6, -1)), ("-9", (0, 8)), ("3-3", (2, 2)), ("1-", (0, -1))]
+)
+def test_a_range_of_frames_is_read_as_label_studio_counts_them(text, expected):
+    video = project_options(output_with(model_frames=text), None)[0].video
+    assert (video.first_grid_idx, video.last_grid_idx) == expected
 
 
 @pytest.mark.parametrize("params", [None, {}, "", "  "])
@@ -241,6 +249,15 @@ def test_extra_parameters_that_are_no_object_are_reported(params):
         ("model_min_area", True),
         ("model_min_area", None),
         ("model_min_area", {}),
+        ("model_frames", "9-5"),
+        ("model_frames", "0-5"),
+        ("model_frames", "-"),
+        ("model_frames", "5"),
+        ("model_frames", "a-b"),
+        ("model_frames", "1-99999999999999"),
+        ("model_direction", "sideways"),
+        ("model_keyframe_tolerance", "-1"),
+        ("model_propagate", "yes please"),
     ],
 )
 def test_a_malformed_option_is_reported_by_name_and_ignored(name, value):
