@@ -1,0 +1,64 @@
+"""A decoded frame as upright RGB pixels: the display matrix of the file applied, as a browser does."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
+
+from sam2_backend.images import RgbImage
+
+MATRIX_BYTES = 36
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """How a stored frame becomes the shown one: transposed, then mirrored left-right and top-bottom."""
+
+    transposes: bool = False
+    mirrors_x: bool = False
+    mirrors_y: bool = False
+
+    def size_hw(self, stored_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width as shown."""
+        height, width = stored_hw
+        return (width, height) if self.transposes else (height, width)
+
+    def apply(self, stored: RgbImage) -> RgbImage:
+        """(H, W, 3) as stored to (H', W', 3) as shown, contiguous."""
+        turned = stored.swapaxes(0, 1) if self.transposes else stored
+        return np.ascontiguousarray(turned[:: -1 if self.mirrors_y else 1, :: -1 if self.mirrors_x else 1])
+
+
+def turn_of(frame: VideoFrame) -> Turn:
+    """The quarter turns and mirrorings of a frame's display matrix.
+
+    Source: ISO/IEC 14496-12, section 6.2.2: a stored (x, y) is shown at (a·x + c·y, b·x + d·y); offsets only move it back into view.
+    """
+    a, b, c, d = _matrix(frame)
+    if abs(a) >= abs(b):
+        return Turn(transposes=False, mirrors_x=a < 0, mirrors_y=d < 0)
+    return Turn(transposes=True, mirrors_x=c < 0, mirrors_y=b < 0)
+
+
+def _matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
+    """The quarter of the matrix that turns and mirrors, a, b, c, d, up to a factor."""
+    try:
+        blocks = [frame.side_data[position] for position in range(len(frame.side_data))]
+    except ValueError:  # a kind of data that PyAV has no name for hides the others; the angle it still tells
+        angle = math.radians(frame.rotation)
+        return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+    matrix = next((bytes(block) for block in blocks if block.type is SideDataType.DISPLAYMATRIX), b"")
+    if len(matrix) < MATRIX_BYTES:
+        return 1, 0, 0, 1
+    a, b, _, c, d, *_ = struct.unpack_from("=9i", matrix)
+    return a, b, c, d
+
+
+def upright_rgb(frame: VideoFrame, turn: Turn) -> RgbImage:
+    """(H, W, 3) uint8 RGB as shown. One thread converts, so that the bytes do not depend on the machine."""
+    return turn.apply(np.asarray(frame.to_ndarray(format="rgb24", threads=1), dtype=np.uint8))
