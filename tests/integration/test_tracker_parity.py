@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parent))
 from video_oracle import VideoOracle
 
 from sam2_backend.checkpoints import load

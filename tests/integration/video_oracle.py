@@ -6,9 +6,9 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from benchmarks.video_peer import twin
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
+from benchmarks.video_peer import twin
 from sam2_backend.network import Sam2Network
 from sam2_backend.tracker import TrackerPrompt
 

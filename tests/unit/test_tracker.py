@@ -101,7 +101,7 @@ def test_bytes_that_are_damaged_foreign_or_of_another_network_are_refused(networ
     tracker.prompt(0, features(0), [click("a", 10.0)])
     data = tracker.to_bytes()
     for broken in (b"", b"nonsense" * 9, data[:-1], data[:60] + b"\0" + data[61:], data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]):
-        with pytest.raises(ValueError, match="not the memory of a tracker|damaged"):
+        with pytest.raises(ValueError, match=r"not the memory of a tracker|damaged"):
             Tracker.from_bytes(broken, network, CPU)
     with pytest.raises(ValueError, match="network of other sizes"):
         Tracker.from_bytes(data, Sam2Network(dataclasses.replace(CONFIG, image_size=128)), CPU)
@@ -163,8 +163,8 @@ def test_a_correction_sees_the_mask_found_before_and_the_memory(network):
 def test_a_mask_prompt_is_taken_as_it_is(network):
     mask = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     mask[8:32, 16:48] = True
-    for given in (mask, mask.repeat_interleave(2, 0).repeat_interleave(3, 1)):  # any size
-        found = Tracker(network, CPU).prompt(0, features(0), [TrackerPrompt("a", mask=given)])
+    for drawn in (mask, mask.repeat_interleave(2, 0).repeat_interleave(3, 1)):  # any size
+        found = Tracker(network, CPU).prompt(0, features(0), [TrackerPrompt("a", mask=drawn)])
         assert torch.equal(found.logits[0] > 0, mask[::4, ::4])
         assert found.object_scores.item() > 0
     empty = Tracker(network, CPU).prompt(0, features(0), [TrackerPrompt("a", mask=torch.zeros_like(mask))])
