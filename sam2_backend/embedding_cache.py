@@ -22,8 +22,10 @@ import redis
 import torch
 
 from sam2_backend.engine import ImageEmbedding
+from sam2_backend.errors import GpuMemoryError
 from sam2_backend.messages import CacheTier
 
+T = TypeVar("T")
 V = TypeVar("V")
 log = logging.getLogger(__name__)
 
@@ -157,6 +159,19 @@ class EmbeddingCache:
             self._on_device.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def with_room(self, work: Callable[[], T]) -> T:
+        """Do `work`; where the device is full, once more after its tier was emptied.
+
+        Raises:
+            GpuMemoryError: the device is full nevertheless.
+        """
+        try:
+            return work()
+        except GpuMemoryError:
+            log.warning("the device is full: its embeddings are dropped and the step is tried once more")
+            self.empty_device_tier()
+            return work()
 
     def stats(self) -> CacheStats:
         with self._lock:

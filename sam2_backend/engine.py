@@ -19,10 +19,11 @@ from sam2_backend import checkpoints
 from sam2_backend.checkpoints import Checkpoint
 from sam2_backend.embedding import ImageEmbedding
 from sam2_backend.errors import BadCheckpointError, GpuMemoryError, SettingsError
+from sam2_backend.network import Sam2Network
 from sam2_backend.network.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, NOT_A_POINT, POSITIVE, TOP_LEFT
 from sam2_backend.settings import Settings
 
-__all__ = ["Candidates", "ImageEmbedding", "Sam2Engine"]
+__all__ = ["Candidates", "ImageEmbedding", "Sam2Engine", "device_errors"]
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -65,7 +66,7 @@ class Sam2Engine:
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         self.image_size = checkpoint.config.image_size
         self.preprocessing = f"antialias-{self.image_size}-v1"
-        with _device_errors():
+        with device_errors():
             self._network = checkpoint.network().to(device).set_encoder_dtype(self.dtype)
             self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (_MEAN, _STD))
 
@@ -82,6 +83,11 @@ class Sam2Engine:
         torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // settings.workers))
         return cls(checkpoints.load(settings), device)
 
+    @property
+    def network(self) -> Sam2Network:
+        """Folded, on the device; all but the image encoder in fp32."""
+        return self._network
+
     @torch.inference_mode()
     def embed(self, image: NDArray[np.uint8]) -> ImageEmbedding:
         """Encode an image.
@@ -92,7 +98,7 @@ class Sam2Engine:
         Raises:
             GpuMemoryError: the device is full.
         """
-        with _device_errors():
+        with device_errors():
             return ImageEmbedding.rounded(self._network.encode(self._square(image).to(self.dtype)), self.dtype)
 
     @torch.inference_mode()
@@ -124,7 +130,7 @@ class Sam2Engine:
         Source: sam2/sam2_image_predictor.py at 2b90b9f; a mask alone is prompted as sam2_base.py does in training, by an empty point.
         """
         xy, labels = self._prompt_points(points_xy_px, is_positive, box_xyxy_px, size_hw)
-        with _device_errors():
+        with device_errors():
             mask = None if mask_logits is None else mask_logits[None, None].to(self.device, torch.float32)
             high_res_0, high_res_1, image = (t.float() for t in embedding.maps)
             out = self._network.decode((high_res_0, high_res_1, image), xy, labels, mask)
@@ -222,8 +228,8 @@ def device_of(name: str) -> torch.device:
 
 
 @contextmanager
-def _device_errors() -> Iterator[None]:
-    """A full device becomes our error; what torch itself holds in reserve is given back first."""
+def device_errors() -> Iterator[None]:
+    """A full device becomes GpuMemoryError; what torch itself holds in reserve is given back first."""
     try:
         yield
     except RuntimeError as error:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import torch
 from sam2_backend import masks, refinement
 from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
 from sam2_backend.engine import ImageEmbedding, Sam2Engine
-from sam2_backend.errors import GpuMemoryError, MediaUnreadableError
+from sam2_backend.errors import MediaUnreadableError
 from sam2_backend.images import ImageInfo, Orientation, load_rgb, orientation_for
 from sam2_backend.jobs import Usage
 from sam2_backend.media import MediaFile, MediaStore
@@ -28,8 +28,6 @@ from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, 
 from sam2_backend.refinement import LogitsCache
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -95,7 +93,7 @@ class Segmenter:
         clock = _Clock()
         found = self._embedding(job.media, job.size_hw, clock)
         with clock.step("decode"):
-            pairs = self._with_room(
+            pairs = self.embeddings.with_room(
                 lambda: refinement.segment(self.engine, found.embedding, found.key, job.prompts, job.size_hw, job.options, self.logits)
             )
         with clock.step("runs"):
@@ -155,16 +153,7 @@ class Segmenter:
             if fetched.image_hash != key.image_hash:
                 raise _ImageChangedError
             image = load_rgb(fetched.data, cast("Orientation", key.orientation), self.max_pixels)
-        return self._with_room(lambda: self.engine.embed(image))
-
-    def _with_room(self, work: Callable[[], T]) -> T:
-        """Do `work`; where the device is full, once more after its cache tier was emptied."""
-        try:
-            return work()
-        except GpuMemoryError:
-            log.warning("the device is full: its embeddings are dropped and the step is tried once more")
-            self.embeddings.empty_device_tier()
-            return work()
+        return self.embeddings.with_room(lambda: self.engine.embed(image))
 
     def _reply(self, kind: str, found: _Found, clock: _Clock, objects: tuple[ObjectMask, ...]) -> ImageReply:
         fields = {"kind": kind, "image": found.image_hash[:6], "prompts": len(objects), "cache": found.tier}
