@@ -16,7 +16,9 @@ _HEADER = struct.Struct("<4sI9I")  # magic, crc32 of the values, (channels, heig
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageEmbedding:
-    """What the encoder makes of one image of side S, d channels wide; contiguous, and rounded to fp16 whatever the dtype.
+    """What the encoder makes of one image of side S, d channels wide; rounded to fp16 whatever the dtype.
+
+    In memory the channels of a pixel lie together (channels_last), as the decoder reads them.
 
     Rounding comes before the first use, so that a mask does not depend on the cache tier that an embedding came through.
 
@@ -33,7 +35,7 @@ class ImageEmbedding:
     @classmethod
     def rounded(cls, maps: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> ImageEmbedding:
         """Make one of what the encoder returned."""
-        return cls(*(t.to(torch.float16).to(dtype).contiguous() for t in maps))
+        return cls(*(_channels_last(t.to(torch.float16).to(dtype)) for t in maps))
 
     @property
     def maps(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,4 +73,8 @@ class ImageEmbedding:
         if ends[-1] != flat.numel():
             raise ValueError("the embedding is damaged")
         maps = [flat[start:end].view(1, *shape) for start, end, shape in zip(ends[:-1], ends[1:], shapes, strict=True)]
-        return cls(*(t.to(device, dtype, copy=True) for t in maps))
+        return cls(*(_channels_last(t).to(device, dtype, copy=True) for t in maps))
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last)

@@ -8,10 +8,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_backend.network.config import NetworkConfig
-from sam2_backend.network.layers import Attention, LayerNorm2d, Mlp
+from sam2_backend.network.cross_attention import CellsToTokens, TokensToCells
+from sam2_backend.network.layers import NORM_EPS, Attention, LayerNorm2d, Mlp
 
 N_HEADS = 8
 N_MASKS = 4
@@ -40,12 +42,12 @@ class _TwoWayLayer(nn.Module):
         super().__init__()
         self.self_attn = Attention(dim, N_HEADS)
         self.norm1 = nn.LayerNorm(dim)
-        self.cross_attn_token_to_image = Attention(dim, N_HEADS, dim // 2)
+        self.cross_attn_token_to_image = TokensToCells(dim, N_HEADS, dim // 2)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp((dim, mlp_dim, dim))
         self.norm3 = nn.LayerNorm(dim)
         self.norm4 = nn.LayerNorm(dim)
-        self.cross_attn_image_to_token = Attention(dim, N_HEADS, dim // 2)
+        self.cross_attn_image_to_token = CellsToTokens(dim, N_HEADS, dim // 2)
         self.is_first = is_first
 
     def forward(self, tokens: Tensor, image: Tensor, token_positions: Tensor, image_positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +57,9 @@ class _TwoWayLayer(nn.Module):
             placed = tokens + token_positions
             tokens = self.norm1(tokens + self.self_attn(placed, placed, tokens))
         placed_image = image + image_positions
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_positions, placed_image, image))
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image.look(tokens + token_positions, placed_image, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.cross_attn_image_to_token(placed_image, tokens + token_positions, tokens))
+        image = self.norm4(self.cross_attn_image_to_token.add_look(image, placed_image, tokens + token_positions, tokens))
         return tokens, image
 
 
@@ -66,15 +68,15 @@ class _TwoWayTransformer(nn.Module):
         super().__init__()
         dim = config.hidden_dim
         self.layers = nn.ModuleList(_TwoWayLayer(dim, config.decoder_mlp_dim, is_first=i == 0) for i in range(2))
-        self.final_attn_token_to_image = Attention(dim, N_HEADS, dim // 2)
+        self.final_attn_token_to_image = TokensToCells(dim, N_HEADS, dim // 2)
         self.norm_final_attn = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor, image_positions: Tensor, prompt_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Image cells (B, h·w, d) and prompt_tokens (B, N, d), which are their own positions → both after attention."""
+        """Image cells (B or 1, h·w, d) and prompt_tokens (B, N, d), which are their own positions → both after attention."""
         tokens = prompt_tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, prompt_tokens, image_positions)
-        attended = self.final_attn_token_to_image(tokens + prompt_tokens, image + image_positions, image)
+        attended = self.final_attn_token_to_image.look(tokens + prompt_tokens, image + image_positions, image)
         return self.norm_final_attn(tokens + attended), image
 
 
@@ -117,18 +119,39 @@ class MaskDecoder(nn.Module):
         batch, (height, width) = prompt_tokens.shape[0], image.shape[-2:]
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(batch, -1, -1), prompt_tokens], 1)
-        cells = (image + dense).flatten(2).transpose(1, 2).expand(batch, -1, -1)
+        cells = (image + dense).flatten(2).transpose(1, 2)
         tokens, cells = self.transformer(cells, image_positions.flatten(2).transpose(1, 2), tokens)
-        upscaled = self._upscale(cells.transpose(1, 2).reshape(batch, -1, height, width), high_res_0, high_res_1)
         mask_tokens = tokens[:, 2 : 2 + N_MASKS]
         weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
-        mask_logits = (weights @ upscaled.flatten(2)).view(batch, N_MASKS, *upscaled.shape[2:])
+        by_cell = weights @ self._upscale(cells, high_res_0, high_res_1).transpose(1, 2)
+        # The 16 pixels of a cell lie together: rows and columns of cells, of their quarters, of the pixels in those.
+        by_cell = by_cell.view(batch, N_MASKS, height, width, 2, 2, 2, 2)
+        mask_logits = by_cell.permute(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, N_MASKS, 4 * height, 4 * width)
         return DecoderOutput(
             mask_logits, self.iou_prediction_head(tokens[:, 1]).sigmoid(), mask_tokens, self.pred_obj_score_head(tokens[:, 0])
         )
 
     def _upscale(self, cells: Tensor, high_res_0: Tensor, high_res_1: Tensor) -> Tensor:
-        double, norm, activate, quadruple, activate_again = self.output_upscaling
-        half = activate(norm(double(cells) + high_res_1))
-        out: Tensor = activate_again(quadruple(half) + high_res_0)
-        return out
+        """Cells (B, h·w, d) → (B, 16 h·w, d/8), cell by cell.
+
+        A 2 × 2 convolution transposed with stride 2 is one matrix for each cell; kept in that order, nothing has to be moved in between.
+        """
+        double, norm, quadruple = (self.output_upscaling[i] for i in (0, 1, 3))
+        assert isinstance(double, nn.ConvTranspose2d)
+        assert isinstance(norm, LayerNorm2d)
+        assert isinstance(quadruple, nn.ConvTranspose2d)
+        height, width = high_res_1.shape[-2] // 2, high_res_1.shape[-1] // 2
+        halves = high_res_1.permute(0, 2, 3, 1).reshape(-1, height, 2, width, 2, high_res_1.shape[1])
+        halves = halves.permute(0, 1, 3, 2, 4, 5).flatten(1, 2).flatten(2)
+        x = _upscale_onto(halves, cells, double).view(cells.shape[0], -1, double.out_channels)
+        x = F.gelu(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, NORM_EPS))
+        quarters = high_res_0.permute(0, 2, 3, 1).reshape(-1, height, 2, 2, width, 2, 2, high_res_0.shape[1])
+        quarters = quarters.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(1, 4).flatten(2)
+        return F.gelu(_upscale_onto(quarters, x, quadruple)).view(cells.shape[0], -1, quadruple.out_channels)
+
+
+def _upscale_onto(target: Tensor, cells: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
+    """Add to target (B or 1, M, 4 · out) cells (B, M, in) through a 2 × 2 convolution transposed → (B, M, 4 · out)."""
+    matrix = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.in_channels)
+    assert conv.bias is not None
+    return F.linear(cells, matrix).add_(target).add_(conv.bias.repeat(4))

@@ -36,7 +36,9 @@ class _Folded(nn.Module):
         super().__init__()
         trunk, neck, decoder = network.image_encoder.trunk, network.image_encoder.neck, network.sam_mask_decoder
         self.trunk_positions = nn.Buffer(trunk.positions(network.config.image_size // 4), persistent=False)
-        self.grid_positions = nn.Buffer(network.sam_prompt_encoder.grid_positions().contiguous(), persistent=False)
+        grid_positions = network.sam_prompt_encoder.grid_positions()
+        # Cell by cell in memory, as the decoder reads it.
+        self.grid_positions = nn.Buffer(grid_positions.contiguous(memory_format=torch.channels_last), persistent=False)
         if network.config.has_memory:
             places = MemoryPlaces.of(network.config, network.config.image_size // 16)
             self.memory_rotary, self.memory_image, self.memory_maps = (

@@ -73,7 +73,7 @@ def test_half_precision_of_the_encoder_leaves_the_rest_and_hardly_changes_the_ma
 def test_an_embedding_survives_storage_bit_for_bit(engine, embedding):
     data = embedding.to_bytes()
     back = ImageEmbedding.from_bytes(memoryview(data), CPU, engine.dtype)
-    assert all(torch.equal(a, b) and b.is_contiguous() for a, b in zip(embedding.maps, back.maps, strict=True))
+    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(embedding.maps, back.maps, strict=True))
     assert back.to_bytes() == data
     assert back.nbytes == embedding.nbytes == 2 * (len(data) - 44)
     assert [tuple(t.shape) for t in back.maps] == [(1, 16, 64, 64), (1, 32, 32, 32), (1, 128, 16, 16)]
