@@ -17,6 +17,7 @@ from sam2_backend.media_files import HeldFile
 
 # Playlists and edit scripts, which FFmpeg would follow to other addresses and files, are not among these.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf"
+SHOWN_FROM_ZERO = ("mov,", "matroska,")
 READ_BYTES = 256 << 10
 HEAD_BYTES = 4096
 
@@ -80,11 +81,18 @@ def errors_named(held: HeldFile) -> Iterator[None]:
         raise VideoUnreadableError(f"{held.name} {_what_it_is(_head(held))}") from None
 
 
-def stream_start_s(container: InputContainer) -> Fraction | None:
-    """The moment that a viewer calls 0 seconds: where the first of the picture and sound streams begins; None: not told."""
+def zero_s(container: InputContainer) -> Fraction | None:
+    """The file's time that a viewer calls 0 seconds; None: where the frames begin.
+
+    MP4 and WebM are shown by the times that stand in them: what begins later is preceded by a still first frame. Transport streams and
+    the like count from any number, and players from where the first picture or sound begins.
+
+    Source: measured in Chromium 156 with MP4 and WebM files that begin at 0.08 s and 0.52 s, with and without sound and edit lists.
+    """
     streams = [*container.streams.video, *container.streams.audio]
     starts = [s.start_time * s.time_base for s in streams if s.start_time is not None and s.time_base is not None and not _is_cover(s)]
-    return min(starts) if starts else None
+    start = min(starts, default=None)
+    return min(start or Fraction(0), Fraction(0)) if container.format.name.startswith(SHOWN_FROM_ZERO) else start
 
 
 def _container(reader: ReadAt) -> InputContainer:

@@ -16,7 +16,7 @@ from av.video.stream import VideoStream
 
 from sam2_backend.errors import VideoTooLargeError, VideoUnreadableError
 from sam2_backend.frame_grid import Timestamps
-from sam2_backend.video_file import stream_start_s
+from sam2_backend.video_file import zero_s
 
 TRUNCATED_S = Fraction(1)
 TRUNCATED_SHARE = Fraction(1, 50)
@@ -97,8 +97,8 @@ def _index(container: InputContainer, stream: VideoStream, name: str, shown: arr
     if not len(timestamps):
         raise VideoUnreadableError(f"{name} has no frames: its duration is zero. Upload the file again.")
     time_base = stream.time_base or Fraction(1)
-    start_s = stream_start_s(container)
-    zero = int(timestamps[0]) if start_s is None else start_s / time_base
+    begins_s = zero_s(container)
+    zero = int(timestamps[0]) if begins_s is None else begins_s / time_base
     end_s = (end - zero) * time_base
     _check_end(stream, name, end_s)
     told_s = Fraction(container.duration, av.time_base) if container.duration else Fraction(0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
+from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
 
@@ -48,7 +50,7 @@ def turn_of(frame: VideoFrame) -> Turn:
 def _matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
     """The quarter of the matrix that turns and mirrors, a, b, c, d, up to a factor."""
     try:
-        blocks = [frame.side_data[position] for position in range(len(frame.side_data))]
+        blocks: list[SideData] = list(cast("Any", frame.side_data))  # PyAV's stub says that keys come out; blocks do
     except ValueError:  # a kind of data that PyAV has no name for hides the others; the angle it still tells
         angle = math.radians(frame.rotation)
         return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
