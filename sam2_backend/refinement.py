@@ -7,15 +7,14 @@ are found in a bounded cache; on a worker that has not made them they are made a
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_backend.engine import ImageEmbedding, Sam2Engine
+from sam2_backend.engine import ImageEmbedding, ObjectPrompt, Sam2Engine
 from sam2_backend.masks import mask_from_runs
 from sam2_backend.messages import ImagePrompt, MaskOptions
 
@@ -24,7 +23,9 @@ _PROMPT_LOGIT_MAX = 32.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Step:
+class Step:
+    """What one decode found: logits (S/4, S/4) on the device, and their score."""
+
     logits: Tensor
     score: float
 
@@ -34,18 +35,18 @@ class LogitsCache:
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
-        self._steps: OrderedDict[Hashable, _Step] = OrderedDict()
+        self._steps: OrderedDict[Hashable, Step] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def get(self, key: Hashable) -> _Step | None:
+    def get(self, key: Hashable) -> Step | None:
         if key not in self._steps:
             return None
         self._steps.move_to_end(key)
         return self._steps[key]
 
-    def put(self, key: Hashable, step: _Step) -> None:
+    def put(self, key: Hashable, step: Step) -> None:
         self._steps[key] = step
         self._steps.move_to_end(key)
         while len(self._steps) > self._max_entries:
@@ -60,77 +61,87 @@ def segment(
     size_hw: tuple[int, int],
     options: MaskOptions,
     cache: LogitsCache,
-) -> list[tuple[NDArray[np.bool_], float]]:
-    """One mask (H, W) bool and its score per prompt. A prompt of negative points alone has an empty mask.
+) -> list[Step | None]:
+    """The last step of each prompt, logits and score; None for negative points alone, whose mask is empty.
+
+    What was not made before is made in rounds, the next step of every prompt in one call: eight boxes are one decode where the device
+    gains by it.
 
     Args:
         embedding_key: Names the embedding, and with it image and weights, in the cache.
-        size_hw: Of the upright image, which the prompts' pixels and the masks are of.
+        size_hw: Of the upright image, which the prompts' pixels are of.
 
     Raises:
         GpuMemoryError: the device is full.
     """
-    return [_Chain(engine, embedding, embedding_key, prompt, size_hw, options).mask(cache) for prompt in prompts]
+    chains = [_Chain(engine, prompt, embedding_key, size_hw, options) for prompt in prompts]
+    for chain in chains:
+        chain.recall(cache)
+    while waiting := [chain for chain in chains if chain.todo]:
+        found = engine.decode_many([(embedding, chain.next_prompt()) for chain in waiting])
+        for chain, candidates in zip(waiting, found, strict=True):
+            # A copy: the other candidates are not kept alive by it.
+            chain.advance(Step(candidates.logits[0].clone(), float(candidates.scores[0])), cache)
+    return [chain.last for chain in chains]
 
 
-@dataclass(frozen=True, slots=True)
 class _Chain:
-    """The steps of one prompt; a step is named by how many points it has seen."""
+    """The steps of one prompt; a step is named by how many points it has seen.
 
-    engine: Sam2Engine
-    embedding: ImageEmbedding
-    embedding_key: str
-    prompt: ImagePrompt
-    size_hw: tuple[int, int]
-    options: MaskOptions
+    Attributes:
+        last: The latest step that is known.
+        todo: The steps after it, as (points seen, key), the next one first.
+    """
 
-    def mask(self, cache: LogitsCache) -> tuple[NDArray[np.bool_], float]:
+    def __init__(self, engine: Sam2Engine, prompt: ImagePrompt, embedding_key: str, size_hw: tuple[int, int], options: MaskOptions) -> None:
+        self._engine, self._prompt, self._size_hw, self._options = engine, prompt, size_hw, options
         steps = self._steps()
-        if not steps:
-            return np.zeros(self.size_hw, dtype=bool), 0.0
-        keys = self._keys(steps)
-        step = None
-        todo: list[tuple[int, Hashable]] = []
-        for n_points, key in reversed(list(zip(steps, keys, strict=True))):
-            step = cache.get(key)
-            if step is not None:
+        self.todo = deque(zip(steps, self._keys(steps, embedding_key), strict=True))
+        self.last: Step | None = None
+
+    def recall(self, cache: LogitsCache) -> None:
+        """Begin behind the latest step that is in the cache."""
+        todo: deque[tuple[int, Hashable]] = deque()
+        while self.todo:
+            n_points, key = self.todo.pop()
+            self.last = cache.get(key)
+            if self.last is not None:
                 break
-            todo.append((n_points, key))
-        for n_points, key in reversed(todo):
-            step = self._decode(n_points, step)
-            cache.put(key, step)
-        assert step is not None
-        return self.engine.upsample(step.logits, self.size_hw, self.options.mask_threshold), step.score
+            todo.appendleft((n_points, key))
+        self.todo = todo
+
+    def next_prompt(self) -> ObjectPrompt:
+        n_points, box = self.todo[0][0], self._prompt.box_xyxy_px
+        points = self._prompt.points[:n_points]
+        mask_logits: Tensor | None = None
+        if self.last is not None:
+            mask_logits = self.last.logits.clamp(-_PROMPT_LOGIT_MAX, _PROMPT_LOGIT_MAX)
+        elif self._prompt.mask is not None:
+            mask_logits = self._engine.mask_logits_from(mask_from_runs(self._prompt.mask))
+        is_ambiguous = n_points == 1 and box is None and mask_logits is None
+        return ObjectPrompt(
+            np.array([(point.x_px, point.y_px) for point in points], dtype=np.float64).reshape(-1, 2),
+            np.array([point.is_positive for point in points], dtype=bool),
+            self._size_hw,
+            self._options.multimask and is_ambiguous,
+            box,
+            mask_logits,
+        )
+
+    def advance(self, step: Step, cache: LogitsCache) -> None:
+        self.last = step
+        cache.put(self.todo.popleft()[1], step)
 
     def _steps(self) -> range:
-        n_points = len(self.prompt.points)
-        if self.prompt.box_xyxy_px is not None or self.prompt.mask is not None:
+        n_points = len(self._prompt.points)
+        if self._prompt.box_xyxy_px is not None or self._prompt.mask is not None:
             return range(n_points + 1)
-        first_positive = next((i for i, point in enumerate(self.prompt.points) if point.is_positive), n_points)
+        first_positive = next((i for i, point in enumerate(self._prompt.points) if point.is_positive), n_points)
         return range(first_positive + 1, n_points + 1)
 
-    def _keys(self, steps: range) -> list[Hashable]:
+    def _keys(self, steps: range, embedding_key: str) -> list[Hashable]:
         """By all that a step depends on; coordinates as the very floats that came."""
-        prompt = self.prompt
+        prompt = self._prompt
         mask = prompt.mask and (prompt.mask.size_hw, hashlib.blake2b(prompt.mask.counts, digest_size=16).digest())
-        start = (self.embedding_key, self.size_hw, self.options.multimask, prompt.box_xyxy_px, mask)
+        start = (embedding_key, self._size_hw, self._options.multimask, prompt.box_xyxy_px, mask)
         return [(*start, prompt.points[:n_points]) for n_points in steps]
-
-    def _decode(self, n_points: int, before: _Step | None) -> _Step:
-        points, box = self.prompt.points[:n_points], self.prompt.box_xyxy_px
-        mask_logits: Tensor | None = None
-        if before is not None:
-            mask_logits = before.logits.clamp(-_PROMPT_LOGIT_MAX, _PROMPT_LOGIT_MAX)
-        elif self.prompt.mask is not None:
-            mask_logits = self.engine.mask_logits_from(mask_from_runs(self.prompt.mask))
-        is_ambiguous = n_points == 1 and box is None and mask_logits is None
-        found = self.engine.decode(
-            self.embedding,
-            points_xy_px=np.array([(point.x_px, point.y_px) for point in points], dtype=np.float64).reshape(-1, 2),
-            is_positive=np.array([point.is_positive for point in points], dtype=bool),
-            box_xyxy_px=box,
-            mask_logits=mask_logits,
-            size_hw=self.size_hw,
-            multimask=self.options.multimask and is_ambiguous,
-        )
-        return _Step(found.logits[0].clone(), float(found.scores[0]))

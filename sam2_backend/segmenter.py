@@ -14,7 +14,6 @@ from functools import partial
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from sam2_backend import masks, refinement
@@ -24,8 +23,8 @@ from sam2_backend.errors import MediaUnreadableError
 from sam2_backend.images import ImageInfo, Orientation, load_rgb, orientation_for
 from sam2_backend.jobs import Usage
 from sam2_backend.media import MediaFile, MediaStore
-from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MaskOptions, MediaRef, ObjectMask, WarmJob
-from sam2_backend.refinement import LogitsCache
+from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MediaRef, ObjectMask, WarmJob
+from sam2_backend.refinement import LogitsCache, Step
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +92,11 @@ class Segmenter:
         clock = _Clock()
         found = self._embedding(job.media, job.size_hw, clock)
         with clock.step("decode"):
-            pairs = self.embeddings.with_room(
+            steps = self.embeddings.with_room(
                 lambda: refinement.segment(self.engine, found.embedding, found.key, job.prompts, job.size_hw, job.options, self.logits)
             )
         with clock.step("runs"):
-            objects = tuple(_finished(prompt, mask, score, job.options) for prompt, (mask, score) in zip(job.prompts, pairs, strict=True))
+            objects = tuple(_finished(self.engine, prompt, step, job) for prompt, step in zip(job.prompts, steps, strict=True))
         return self._reply("segment", found, clock, objects)
 
     def warm(self, job: WarmJob) -> ImageReply:
@@ -163,9 +162,15 @@ class Segmenter:
         return ImageReply(found.image_hash, self.engine.model_version, self.worker_name, found.tier, objects, clock.spent_ms)
 
 
-def _finished(prompt: ImagePrompt, mask: npt.NDArray[np.bool_], score: float, options: MaskOptions) -> ObjectMask:
-    """The mask (H, W) bool as the project wants it: holes filled, islands removed, cut to the prompt's polygon."""
+def _finished(engine: Sam2Engine, prompt: ImagePrompt, step: Step | None, job: ImageJob) -> ObjectMask:
+    """The mask of a prompt's last step as the project wants it: holes filled, islands removed, cut to the prompt's polygon."""
+    size_hw, options = job.size_hw, job.options
+    if step is None:
+        return ObjectMask(prompt.prompt_id, masks.runs_from_mask(np.zeros(size_hw, dtype=bool)), 0.0)
+    if not (options.fill_holes_px or options.remove_sprinkles_px or prompt.clip_xy_px):
+        return ObjectMask(prompt.prompt_id, engine.runs(step.logits, size_hw, options.mask_threshold), step.score)
+    mask = engine.upsample(step.logits, size_hw, options.mask_threshold)
     mask = masks.clean(mask, options.fill_holes_px, options.remove_sprinkles_px)
     if prompt.clip_xy_px:
-        mask = mask & masks.fill_polygon(prompt.clip_xy_px, (mask.shape[0], mask.shape[1]))
-    return ObjectMask(prompt.prompt_id, masks.runs_from_mask(mask), float(score))
+        mask = mask & masks.fill_polygon(prompt.clip_xy_px, size_hw)
+    return ObjectMask(prompt.prompt_id, masks.runs_from_mask(mask), step.score)

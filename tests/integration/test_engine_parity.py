@@ -76,8 +76,8 @@ def prompt_of(name: str) -> dict:
 
 @torch.inference_mode()
 def test_embedding_equals_the_reference(engine, saved, photo):
-    theirs = saved[1].get_image_embeddings(engine._square(photo))
-    maps = engine._network.encode(engine._square(photo))
+    theirs = saved[1].get_image_embeddings(engine._normalized(engine.square(photo)))
+    maps = engine.network.encode(engine._normalized(engine.square(photo)))
     no_memory = saved[1].no_memory_embedding.view(1, -1, 1, 1)
     for ours, expected in zip((*maps[:2], maps[2] + no_memory), theirs, strict=True):
         print(f"embedding: max |Δ| {float((ours - expected).abs().max()):.2e}, std {float(expected.std()):.2f}")

@@ -9,9 +9,12 @@ import torch.nn.functional as F
 
 from sam2_backend import checkpoints
 from sam2_backend.checkpoints import RANDOM_CONFIGS
-from sam2_backend.engine import ImageEmbedding, Sam2Engine, _is_stable
+from sam2_backend.engine import ImageEmbedding, ObjectPrompt, Sam2Engine
 from sam2_backend.errors import BadCheckpointError, GpuMemoryError, SettingsError
+from sam2_backend.mask_logits import device_runs, is_stable
+from sam2_backend.masks import runs_from_mask
 from sam2_backend.network import DecoderOutput, random_network
+from sam2_backend.preprocessing import Normalization
 from sam2_backend.settings import Settings
 
 CPU = torch.device("cpu")
@@ -73,7 +76,7 @@ def test_half_precision_of_the_encoder_leaves_the_rest_and_hardly_changes_the_ma
 def test_an_embedding_survives_storage_bit_for_bit(engine, embedding):
     data = embedding.to_bytes()
     back = ImageEmbedding.from_bytes(memoryview(data), CPU, engine.dtype)
-    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(embedding.maps, back.maps, strict=True))
+    assert all(torch.equal(a, b) and a.stride()[1:] == b.stride()[1:] for a, b in zip(embedding.maps, back.maps, strict=True))
     assert back.to_bytes() == data
     assert back.nbytes == embedding.nbytes == 2 * (len(data) - 44)
     assert [tuple(t.shape) for t in back.maps] == [(1, 16, 64, 64), (1, 32, 32, 32), (1, 128, 16, 16)]
@@ -101,25 +104,98 @@ def test_an_embedding_with_a_changed_byte_is_refused(embedding, position):
         ImageEmbedding.from_bytes(bytes(data), CPU, torch.float32)
 
 
-def test_the_square_equals_metas_transform(engine):
-    image = np.random.default_rng(1).integers(0, 256, (333, 517, 3), dtype=np.uint8)
+@pytest.mark.parametrize("size_hw", [(333, 517), (40, 30), (256, 256), (2000, 300)])
+def test_the_square_is_metas_transform_in_whole_grey_levels(engine, size_hw):
+    image = np.random.default_rng(1).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     image.setflags(write=False)
-    pixels = torch.tensor(image).permute(2, 0, 1).float().div(255)[None]
+    pixels = torch.tensor(image).permute(2, 0, 1).float()[None]
     resized = F.interpolate(pixels, (256, 256), mode="bilinear", align_corners=False, antialias=True)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    assert torch.equal(engine._square(image), (resized - mean[:, None, None]) / std[:, None, None])
+    found = engine.square(image)
+    assert found.dtype == torch.uint8
+    assert (found - resized).abs().max() <= 1.01  # two passes, each rounded
+    assert (found - resized).abs().mean() <= 0.35
 
 
-def test_points_and_boxes_in_pixels_become_model_pixels_box_first(engine):
-    xy, labels = engine._prompt_points(np.array([[150.0, 10.0], [0.0, 50.0]]), np.array([True, False]), (20.0, 5.0, 200.0, 25.0), (50, 200))
-    torch.testing.assert_close(xy, torch.tensor([[[25.6, 25.6], [256.0, 128.0], [192.0, 51.2], [0.0, 256.0]]]))
-    assert xy.dtype == torch.float32
-    assert labels.tolist() == [[2, 3, 1, 0]]
+def test_grey_levels_are_normalised_as_the_networks_were_trained():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, -1, -1)
+    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    torch.testing.assert_close(Normalization(CPU)(levels), (levels.float() / 255 - mean) / std, rtol=1e-6, atol=1e-6)
 
 
-def test_a_mask_alone_is_prompted_by_an_empty_point(engine):
-    _, labels = engine._prompt_points(np.zeros((0, 2)), np.zeros(0, bool), None, (50, 200))
-    assert labels.tolist() == [[-1]]
+def prompt(points=(), signs=(), box=None, mask=None, size_hw=(50, 200), multimask=False):
+    return ObjectPrompt(np.array(points, dtype=float).reshape(-1, 2), np.array(signs, dtype=bool), size_hw, multimask, box, mask)
+
+
+def test_points_and_boxes_in_pixels_become_model_pixels_box_first():
+    xy, labels = prompt([[150.0, 10.0], [0.0, 50.0]], [True, False], (20.0, 5.0, 200.0, 25.0)).model_points(256)
+    np.testing.assert_allclose(xy, [[25.6, 25.6], [256.0, 128.0], [192.0, 51.2], [0.0, 256.0]])
+    assert labels == [2, 3, 1, 0]
+
+
+def test_a_mask_alone_is_prompted_by_an_empty_point():
+    assert prompt().model_points(256)[1] == [-1]
+
+
+def many_prompts(mask: torch.Tensor) -> list[ObjectPrompt]:
+    """Every shape, mixed, some of each alike."""
+    rng = np.random.default_rng(3)
+    made = []
+    for i in range(14):
+        points = rng.uniform([0, 0], [200, 50], (i % 4, 2))
+        box = (5.0 * i, 3.0, 5.0 * i + 60, 40.0) if i % 3 == 0 else None
+        made.append(prompt(points, rng.random(i % 4) < 0.7, box, mask if i % 5 == 0 else None, multimask=i % 2 == 0))
+    return made
+
+
+def several_images() -> list[np.ndarray]:
+    return [np.random.default_rng(i).integers(0, 256, (50, 200 - 30 * i, 3), dtype=np.uint8) for i in range(3)]
+
+
+def test_many_prompts_on_several_images_in_one_call_are_the_bytes_of_one_at_a_time(engine):
+    embeddings = engine.embed_many(several_images())
+    asked = list(zip(embeddings * 5, many_prompts(smooth_logits(64, 1)), strict=False))
+    together = engine.decode_many(asked)
+    alone = [engine.decode_many([one])[0] for one in asked]
+    assert [len(found.scores) for found in together] == [3 if asked[i][1].multimask else 1 for i in range(14)]
+    for a, b in zip(together, alone, strict=True):
+        assert torch.equal(a.logits, b.logits)
+        assert torch.equal(a.scores, b.scores)
+
+
+def test_many_images_in_one_call_are_the_bytes_of_one_at_a_time(engine):
+    images = several_images()
+    assert [e.to_bytes() for e in engine.embed_many(images)] == [engine.embed(image).to_bytes() for image in images]
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_batches_as_on_a_gpu_give_the_same_masks_within_rounding(engine, monkeypatch, n_images):
+    asked = list(zip(engine.embed_many(several_images()[:n_images]) * 14, many_prompts(smooth_logits(64, 1)), strict=False))
+    alone = engine.decode_many(asked)
+    monkeypatch.setattr(engine, "prompts_per_batch", 3)
+    batches = []
+    decode = engine.network.decode
+    monkeypatch.setattr(engine.network, "decode", lambda *args: batches.append(len(args[1])) or decode(*args))
+    together = engine.decode_many(asked)
+    assert max(batches) == 3
+    assert sum(batches) == 14
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=2e-5)
+        assert torch.equal(a.logits > 0, b.logits > 0)
+
+
+def test_images_in_a_batch_as_on_a_gpu_give_the_same_embeddings_within_rounding(engine, monkeypatch):
+    alone = engine.embed_many(several_images())
+    monkeypatch.setattr(engine, "images_per_batch", 2)
+    for a, b in zip(engine.embed_many(several_images()), alone, strict=True):
+        for x, y in zip(a.maps, b.maps, strict=True):
+            assert x.shape == y.shape
+            assert x.stride()[1:] == y.stride()[1:]
+            torch.testing.assert_close(x, y, rtol=2e-3, atol=2e-3)  # a step of fp16
+
+
+def test_nothing_asked_is_nothing_found(engine):
+    assert engine.decode_many([]) == engine.embed_many([]) == []
 
 
 def test_several_candidates_come_best_first(engine, embedding):
@@ -151,7 +227,15 @@ def test_an_unstable_single_mask_gives_way_to_the_best_candidate_unless_switched
 
 
 def test_an_empty_mask_is_stable():
-    assert _is_stable(torch.full((4, 4), -1.0))
+    assert is_stable(torch.full((1, 4, 4), -1.0)).tolist() == [True]
+
+
+@pytest.mark.parametrize("size_hw", [(300, 400), (1, 1), (61, 1023), (64, 64)])
+def test_run_lengths_counted_on_a_device_equal_those_of_the_mask(engine, size_hw):
+    logits = smooth_logits(64, sum(size_hw))
+    for threshold in (0.0, -1.5, -1e9, 1e9):
+        mask = engine.upsample(logits, size_hw, threshold)
+        assert engine.runs(logits, size_hw, threshold) == runs_from_mask(mask) == device_runs(torch.from_numpy(mask))
 
 
 @pytest.mark.parametrize("size_hw", [(300, 400), (1, 1), (61, 1023), (64, 64)])

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam2_backend import checkpoints
-from sam2_backend.engine import Sam2Engine
+from sam2_backend.engine import ObjectPrompt, Sam2Engine
 from sam2_backend.masks import runs_from_mask
 from sam2_backend.messages import ImagePrompt, MaskOptions, Point
 from sam2_backend.refinement import LogitsCache, segment
@@ -23,13 +23,15 @@ MASK = runs_from_mask(SQUARE)
 
 
 class CountingEngine(Sam2Engine):
-    """Remembers what each decode was asked."""
+    """Remembers the prompts of each decode, and how many came together."""
 
-    asked: list[dict]
+    asked: list[ObjectPrompt]
+    rounds: list[int]
 
-    def decode(self, embedding, **prompt):
-        self.asked.append(prompt)
-        return super().decode(embedding, **prompt)
+    def decode_many(self, asked):
+        self.asked += [prompt for _, prompt in asked]
+        self.rounds.append(len(asked))
+        return super().decode_many(asked)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def _engine():
 
 @pytest.fixture
 def engine(_engine):
-    _engine.asked = []
+    _engine.asked, _engine.rounds = [], []
     return _engine
 
 
@@ -49,8 +51,8 @@ def embedding(_engine):
 
 
 def run(engine, embedding, prompt, cache, options=MaskOptions(), key="image", size_hw=SIZE_HW):
-    [(mask, score)] = segment(engine, embedding, key, [prompt], size_hw, options, cache)
-    return mask, score
+    [step] = segment(engine, embedding, key, [prompt], size_hw, options, cache)
+    return (np.zeros(size_hw, bool), 0.0) if step is None else (engine.upsample(step.logits, size_hw, options.mask_threshold), step.score)
 
 
 def test_the_tenth_click_costs_one_decode_and_equals_a_cold_start(engine, embedding):
@@ -80,33 +82,32 @@ def test_the_same_prompt_again_and_a_click_taken_back_cost_no_decode(engine, emb
 
 def test_one_lone_click_takes_the_best_of_three_and_every_later_step_one_mask(engine, embedding):
     run(engine, embedding, ImagePrompt("a", CLICKS[:3]), LogitsCache(100))
-    assert [prompt["multimask"] for prompt in engine.asked] == [True, False, False]
+    assert [prompt.multimask for prompt in engine.asked] == [True, False, False]
     engine.asked.clear()
     run(engine, embedding, ImagePrompt("a", CLICKS[:3]), LogitsCache(100), MaskOptions(multimask=False))
-    assert [prompt["multimask"] for prompt in engine.asked] == [False, False, False]
+    assert [prompt.multimask for prompt in engine.asked] == [False, False, False]
 
 
 def test_each_step_sees_its_points_and_the_clamped_logits_of_the_step_before(engine, embedding, monkeypatch):
-    decode = type(engine).decode
+    decode_many = type(engine).decode_many
 
-    def loud(self, embedding, **prompt):
-        found = decode(self, embedding, **prompt)
-        return dataclasses.replace(found, logits=found.logits * 1000)
+    def loud(self, asked):
+        return [dataclasses.replace(found, logits=found.logits * 1000) for found in decode_many(self, asked)]
 
-    monkeypatch.setattr(type(engine), "decode", loud)
+    monkeypatch.setattr(type(engine), "decode_many", loud)
     run(engine, embedding, ImagePrompt("a", CLICKS[:3]), LogitsCache(100))
-    assert [len(prompt["points_xy_px"]) for prompt in engine.asked] == [1, 2, 3]
-    assert engine.asked[0]["mask_logits"] is None
-    assert all(prompt["mask_logits"].abs().max() == 32 for prompt in engine.asked[1:])
-    assert engine.asked[2]["points_xy_px"].tolist() == [[p.x_px, p.y_px] for p in CLICKS[:3]]
-    assert engine.asked[2]["is_positive"].tolist() == [True, False, True]
+    assert [len(prompt.points_xy_px) for prompt in engine.asked] == [1, 2, 3]
+    assert engine.asked[0].mask_logits is None
+    assert all(prompt.mask_logits.abs().max() == 32 for prompt in engine.asked[1:])
+    assert engine.asked[2].points_xy_px.tolist() == [[p.x_px, p.y_px] for p in CLICKS[:3]]
+    assert engine.asked[2].is_positive.tolist() == [True, False, True]
 
 
 def test_points_up_to_the_first_positive_one_are_one_step(engine, embedding):
     points = (Point(1, 1, is_positive=False), Point(2, 2, is_positive=False), Point(60, 20), Point(3, 3, is_positive=False))
     run(engine, embedding, ImagePrompt("a", points), LogitsCache(100))
-    assert [len(prompt["points_xy_px"]) for prompt in engine.asked] == [3, 4]
-    assert not any(prompt["multimask"] for prompt in engine.asked)
+    assert [len(prompt.points_xy_px) for prompt in engine.asked] == [3, 4]
+    assert not any(prompt.multimask for prompt in engine.asked)
 
 
 def test_negative_clicks_alone_have_an_empty_mask(engine, embedding):
@@ -122,10 +123,10 @@ def test_negative_clicks_alone_have_an_empty_mask(engine, embedding):
 )
 def test_a_box_or_mask_is_the_first_step_and_every_point_a_later_one(engine, embedding, start):
     run(engine, embedding, ImagePrompt("a", CLICKS[1:3], **start), LogitsCache(100))
-    assert [len(prompt["points_xy_px"]) for prompt in engine.asked] == [0, 1, 2]
-    assert [prompt["box_xyxy_px"] for prompt in engine.asked] == [start.get("box_xyxy_px")] * 3
-    assert not any(prompt["multimask"] for prompt in engine.asked)
-    first = engine.asked[0]["mask_logits"]
+    assert [len(prompt.points_xy_px) for prompt in engine.asked] == [0, 1, 2]
+    assert [prompt.box_xyxy_px for prompt in engine.asked] == [start.get("box_xyxy_px")] * 3
+    assert not any(prompt.multimask for prompt in engine.asked)
+    first = engine.asked[0].mask_logits
     assert torch.equal(first, engine.mask_logits_from(SQUARE)) if "mask" in start else first is None
 
 
@@ -173,9 +174,17 @@ def test_the_threshold_is_applied_afterwards(engine, embedding):
 def test_several_objects_come_back_in_order(engine, embedding):
     prompts = [ImagePrompt("box", box_xyxy_px=(1.0, 1.0, 30.0, 30.0)), ImagePrompt("nothing"), ImagePrompt("click", CLICKS[:2])]
     together = segment(engine, embedding, "image", prompts, SIZE_HW, MaskOptions(), LogitsCache(9))
-    alone = [run(engine, embedding, prompt, LogitsCache(9)) for prompt in prompts]
-    assert [score for _, score in together] == [score for _, score in alone]
-    assert all(np.array_equal(a[0], b[0]) for a, b in zip(together, alone, strict=True))
+    alone = [segment(engine, embedding, "image", [prompt], SIZE_HW, MaskOptions(), LogitsCache(9))[0] for prompt in prompts]
+    assert together[1] is alone[1] is None
+    for i in (0, 2):
+        assert together[i].score == alone[i].score
+        assert torch.equal(together[i].logits, alone[i].logits)
+
+
+def test_eight_boxes_are_one_decode_and_their_corrections_another(engine, embedding):
+    prompts = [ImagePrompt(str(i), CLICKS[: i % 2], (1.0 + i, 1.0, 30.0 + i, 30.0)) for i in range(8)]
+    segment(engine, embedding, "image", prompts, SIZE_HW, MaskOptions(), LogitsCache(99))
+    assert engine.rounds == [8, 4]
 
 
 def test_the_cache_is_bounded_and_forgets_the_least_recently_used_first(engine, embedding):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sam2_backend import refinement
@@ -19,7 +20,7 @@ from sam2_backend.images import ImageInfo, inspect
 from sam2_backend.masks import mask_from_runs
 from sam2_backend.media import MediaFile
 from sam2_backend.messages import ImageJob, ImagePrompt, MaskOptions, MediaRef, Point, WarmJob
-from sam2_backend.refinement import LogitsCache
+from sam2_backend.refinement import LogitsCache, Step
 from sam2_backend.segmenter import Segmenter
 from sam2_backend.settings import Settings
 
@@ -172,7 +173,8 @@ def test_small_islands_are_removed_before_the_answer(segmenter, monkeypatch):
     mask = np.zeros(SIZE_HW, dtype=bool)
     mask[10:30, 10:30] = True
     mask[50, 50] = True
-    monkeypatch.setattr(refinement, "segment", lambda *_args: [(mask, 0.5)])
+    logits = torch.where(torch.from_numpy(mask), 5.0, -5.0)
+    monkeypatch.setattr(refinement, "segment", lambda *_args: [Step(logits, 0.5)])
     [raw] = pixels(segmenter.segment(click()))
     [cleaned] = pixels(segmenter.segment(click(options=MaskOptions(remove_sprinkles_px=2))))
     assert raw.sum() == 401
@@ -182,17 +184,17 @@ def test_small_islands_are_removed_before_the_answer(segmenter, monkeypatch):
 def test_a_full_device_is_emptied_and_tried_once_more(segmenter, monkeypatch):
     segmenter.warm(WarmJob(MediaRef(URI)))
     failures = iter([True, False])
-    decode = Sam2Engine.decode
+    decode = Sam2Engine.decode_many
 
     def full_once(*args, **kwargs):
         if next(failures, False):
             raise GpuMemoryError("full")
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(Sam2Engine, "decode", full_once)
+    monkeypatch.setattr(Sam2Engine, "decode_many", full_once)
     assert segmenter.segment(click()).masks
     assert segmenter.usage().device_cache_bytes == 0
-    monkeypatch.setattr(Sam2Engine, "decode", lambda *_args, **_kwargs: (_ for _ in ()).throw(GpuMemoryError("full")))
+    monkeypatch.setattr(Sam2Engine, "decode_many", lambda *_args, **_kwargs: (_ for _ in ()).throw(GpuMemoryError("full")))
     with pytest.raises(GpuMemoryError):
         segmenter.segment(click(ImagePrompt("new", (Point(1.0, 1.0),))))
 

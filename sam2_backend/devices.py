@@ -1,0 +1,43 @@
+"""Which device computes, and what happens when it is full."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sam2_backend.errors import GpuMemoryError, SettingsError
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a SAM2_DEVICE: `auto` is the first GPU, Apple's, or else the CPU.
+
+    Raises:
+        SettingsError: it does not exist here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"SAM2_DEVICE={name} does not exist here (torch {torch.__version__}). Set it to auto or cpu.") from error
+    return device
+
+
+@contextmanager
+def device_errors() -> Iterator[None]:
+    """A full device becomes GpuMemoryError; what torch itself holds in reserve is given back first."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise GpuMemoryError(
+            "The device has no memory left. Lower SAM2_DEVICE_CACHE_BYTES, take a smaller SAM2_MODEL, or run fewer workers on it."
+        ) from error
