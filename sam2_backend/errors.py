@@ -58,6 +58,13 @@ class TaskDataError(RequestError):
     mender = "task data"
 
 
+class SessionExpiredError(RequestError):
+    """The propagation that is asked for is not kept, or no longer."""
+
+    code = "session_expired"
+    status = HTTPStatus.CONFLICT
+
+
 class AuthError(RequestError):
     """The caller did not present the configured user and password, API key or webhook secret."""
 

@@ -28,6 +28,15 @@ class Usage:
     hits: Mapping[str, float] | None = None
 
 
+class LongWork(Protocol):
+    """Work of minutes and hours, done in pieces between the jobs of people who wait. May raise redis.RedisError: it is called again."""
+
+    @property
+    def is_busy(self) -> bool: ...
+    def step(self, incarnation: str) -> None: ...
+    def put_down(self) -> None: ...
+
+
 class Runtime(Protocol):
     """What a worker serves: a loaded model and its caches. Raises errors of our tree."""
 
@@ -38,6 +47,8 @@ class Runtime(Protocol):
     def segment(self, job: ImageJob) -> ImageReply: ...
     def warm(self, job: WarmJob) -> ImageReply: ...
     def usage(self) -> Usage: ...
+    @property
+    def propagator(self) -> LongWork: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import redis
 from rq import Queue, SimpleWorker, worker_registration
@@ -90,8 +91,12 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
             pipe.execute()
 
     def serve(self, runtime: Runtime, should_stop: Callable[[], bool]) -> None:
-        """Take jobs until told to stop; looked at between jobs, and every second while idle. Outlives any absence of Redis."""
+        """Take jobs until told to stop; looked at between jobs, and every second while idle. Outlives any absence of Redis.
+
+        Where no job waits, a piece of a propagation is done: whoever clicks waits for one piece at most.
+        """
         self._runtime = runtime
+        propagator = runtime.propagator
         self._status = replace(self._status, state="idle", model_version=runtime.model_version, device=runtime.device)
         self._redis_is_down = True  # so that the first success announces the new state at once
         while not should_stop():
@@ -99,14 +104,19 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 if self._redis_is_down:
                     self.beat()
                     self._redis_is_down = False
-                found = self._next_job()
+                found = self._next_job(waits=not propagator.is_busy)
                 if found is not None:
                     self.execute_job(*found)
+                else:
+                    propagator.step(self.name)
+                    self._status = replace(self._status, state=self._state_between_jobs())
             except redis.RedisError as error:
                 if not self._redis_is_down:
                     log.warning("Redis does not answer (%s); trying again until it does", type(error).__name__)
                 self._redis_is_down = True
                 time.sleep(_RETRY_S)
+        with suppress(redis.RedisError):
+            propagator.put_down()
 
     def leave(self) -> None:
         """Hand what waits for this worker to the others, and unregister. The heartbeat must have ended before.
@@ -135,7 +145,10 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         answer = self._answer(job, limit_s)
         failed = isinstance(answer, Sam2BackendError) and not isinstance(answer, SupersededError)
         self._status = replace(
-            self._status, state="idle", jobs_done=self._status.jobs_done + 1, jobs_failed=self._status.jobs_failed + failed
+            self._status,
+            state=self._state_between_jobs(),
+            jobs_done=self._status.jobs_done + 1,
+            jobs_failed=self._status.jobs_failed + failed,
         )
         self._push(job, answer)
 
@@ -164,10 +177,13 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                     raise
                 time.sleep(_RETRY_S)
 
-    def _next_job(self) -> tuple[SafeJob, Queue] | None:
+    def _state_between_jobs(self) -> Literal["idle", "busy"]:
+        return "busy" if self._runtime and self._runtime.propagator.is_busy else "idle"
+
+    def _next_job(self, *, waits: bool) -> tuple[SafeJob, Queue] | None:
         try:
             found: tuple[SafeJob, Queue] | None = Queue.dequeue_any(
-                self.queues, round(BLOCK_S), connection=self.connection, job_class=SafeJob, serializer=JSONSerializer
+                self.queues, round(BLOCK_S) if waits else None, connection=self.connection, job_class=SafeJob, serializer=JSONSerializer
             )
             return found
         except DequeueTimeout:

@@ -21,7 +21,7 @@ from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
 from sam2_backend.engine import ImageEmbedding, Sam2Engine
 from sam2_backend.errors import MediaUnreadableError
 from sam2_backend.images import ImageInfo, Orientation, load_rgb, orientation_for
-from sam2_backend.jobs import Usage
+from sam2_backend.jobs import LongWork, Usage
 from sam2_backend.media import MediaFile, MediaStore
 from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MediaRef, ObjectMask, WarmJob
 from sam2_backend.refinement import LogitsCache, Step
@@ -73,6 +73,7 @@ class Segmenter:
     logits: LogitsCache
     worker_name: str
     max_pixels: int
+    propagator: LongWork
 
     @property
     def model_version(self) -> str:

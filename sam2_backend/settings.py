@@ -104,6 +104,18 @@ class Settings:
     logits_cache_entries: int = _setting(1024, "Drawings whose last logits a worker keeps for refinement.")
     heartbeat_s: float = _setting(2.0, "How often a worker says that it lives; it counts as dead after five of these.")
 
+    # Propagations through videos
+    propagate_wait_s: float = _setting(
+        20.0, "Longest time a /predict request on a video waits; then it answers with what is tracked so far, and the rest is pushed."
+    )
+    propagate_max_objects: int = _setting(50, "Most objects in one propagation.")
+    propagate_max_results: int = _setting(2_000_000, "Most frames times objects in one propagation.")
+    propagate_sessions: int = _setting(200, "Propagations kept in Redis; beyond them the one unused for longest goes.")
+    propagate_bytes: int = _setting(1 * GIB, "Bytes of all propagations kept in Redis; beyond them the one unused for longest goes.")
+    propagate_idle_s: int = _setting(4 * 3600, "A propagation that is neither worked on nor asked for is forgotten after this.")
+    propagate_checkpoint_s: float = _setting(2.0, "How often a running propagation writes down how far it is, at most.")
+    propagate_turn_s: float = _setting(60.0, "How long a worker stays with one propagation while others wait.")
+
     # Logs
     log_level: str = _setting("info", "debug, info, warning or error.")
     log_json: bool = _setting(False, "One JSON object a line in place of text.")  # noqa: FBT003
@@ -155,7 +167,7 @@ class Settings:
             raise SettingsError("SAM2_BASIC_AUTH_USER and SAM2_BASIC_AUTH_PASSWORD go together: set both or neither.")
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise SettingsError(f"SAM2_LOG_LEVEL={self.log_level} must be debug, info, warning or error.")
-        for name in ("workers", "web_threads", "predict_wait_s", "heartbeat_s"):
+        for name in ("workers", "web_threads", "predict_wait_s", "heartbeat_s", "propagate_idle_s"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above 0.")
 

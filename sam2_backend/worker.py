@@ -20,17 +20,18 @@ import redis
 from sam2_backend import jobs
 from sam2_backend.errors import SettingsError
 from sam2_backend.jobs import Runtime
-from sam2_backend.liveness import Heartbeat, live_workers
+from sam2_backend.liveness import Heartbeat, incarnation, live_workers
 from sam2_backend.messages import WorkerStatus
 from sam2_backend.queue_worker import QueueWorker
 from sam2_backend.redis_connection import connect
 from sam2_backend.settings import Settings
+from sam2_backend.video_messages import PropagateJob
 
 log = logging.getLogger(__name__)
 
 BuildRuntime = Callable[[Settings, redis.Redis, str], Runtime]
 
-#: The loop, the heartbeat, the cache's lock renewal and the media index.
+#: The loop, the heartbeat, the cache's lock renewal, the media index and threads that fetch frames.
 _CONNECTIONS = 16
 
 
@@ -42,7 +43,11 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
     """
     from sam2_backend.embedding_cache import EmbeddingCache
     from sam2_backend.engine import Sam2Engine
+    from sam2_backend.frame_sources import open_frames
     from sam2_backend.media import MediaStore
+    from sam2_backend.propagation import Propagation
+    from sam2_backend.propagation_claims import Claims
+    from sam2_backend.propagator import Propagator
     from sam2_backend.refinement import LogitsCache
     from sam2_backend.segmenter import Segmenter
 
@@ -57,8 +62,21 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
         host_budget_bytes=0 if engine.device.type == "cpu" else settings.host_cache_bytes,
         redis_budget_bytes=settings.redis_cache_bytes,
     )
-    logits = LogitsCache(settings.logits_cache_entries)
-    return Segmenter(engine, MediaStore(settings, connection), cache, logits, name, settings.media_max_pixels)
+    store = MediaStore(settings, connection)
+
+    def open_work(job: PropagateJob) -> Propagation:
+        frames = open_frames(job.source, store, settings)
+        try:
+            return Propagation(job, frames, engine, cache, settings.propagate_max_results)
+        except BaseException:
+            frames.close()
+            raise
+
+    def live_incarnations() -> set[str]:
+        return {incarnation(worker) for worker in live_workers(connection)}
+
+    propagator = Propagator(Claims(connection, settings), open_work, live_incarnations, settings, name, engine.model_version)
+    return Segmenter(engine, store, cache, LogitsCache(settings.logits_cache_entries), name, settings.media_max_pixels, propagator)
 
 
 def run_worker(settings: Settings, build_runtime: BuildRuntime = load_runtime) -> int:

@@ -2,7 +2,7 @@
 
 Run as a program; the environment holds the settings. `sleep:S` sleeps; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
 the process;
-`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes.
+`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. A propagation only counts, see slow_counting.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import redis
 
 from sam2_backend.errors import error_from_code
 from sam2_backend.jobs import Usage
+from sam2_backend.liveness import incarnation, live_workers
 from sam2_backend.messages import ImageJob, ImageReply, ObjectMask, RunLengths, WarmJob
+from sam2_backend.propagation_claims import Claims
+from sam2_backend.propagator import Propagator
 from sam2_backend.settings import Settings
 from sam2_backend.worker import run_worker
+
+sys.path.insert(0, str(Path(__file__).parent))
+from slow_counting import SlowCounting
 
 VERSION = "no-model@1"
 
@@ -26,8 +33,16 @@ class RuntimeWithoutModel:
     model_version = VERSION
     device = "cpu"
 
-    def __init__(self, connection: redis.Redis, name: str) -> None:
+    def __init__(self, settings: Settings, connection: redis.Redis, name: str) -> None:
         self._redis, self._name = connection, name
+        self.propagator = Propagator(
+            Claims(connection, settings),
+            lambda job: SlowCounting(job, connection, name),
+            lambda: {incarnation(worker) for worker in live_workers(connection)},
+            settings,
+            name,
+            VERSION,
+        )
 
     def segment(self, job: ImageJob) -> ImageReply:
         masks = tuple(ObjectMask(prompt.prompt_id, self._obey(prompt.prompt_id), 0.5) for prompt in job.prompts)
@@ -59,7 +74,7 @@ class RuntimeWithoutModel:
 
 def build(settings: Settings, connection: redis.Redis, name: str) -> RuntimeWithoutModel:
     time.sleep(float(os.environ.get("LOADING_S", "0")))
-    return RuntimeWithoutModel(connection, name)
+    return RuntimeWithoutModel(settings, connection, name)
 
 
 if __name__ == "__main__":

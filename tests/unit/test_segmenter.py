@@ -37,6 +37,16 @@ def jpeg(seed: int, exif_orientation: int = 1) -> bytes:
     return out.getvalue()
 
 
+class NoLongWork:
+    is_busy = False
+
+    def step(self, incarnation: str) -> None: ...
+    def put_down(self) -> None: ...
+
+
+NO_LONG_WORK = NoLongWork()
+
+
 class Store:
     """A MediaStore over a dictionary that counts what it is asked for."""
 
@@ -73,7 +83,7 @@ def store() -> Store:
 def segmenter(engine: Sam2Engine, store: Store) -> Segmenter:
     budgets = {"device_budget_bytes": 1 << 28, "host_budget_bytes": 0, "redis_budget_bytes": 0}
     cache = EmbeddingCache(None, engine.device, engine.dtype, **budgets)
-    return Segmenter(engine, store, cache, LogitsCache(16), "w0", 10**6)
+    return Segmenter(engine, store, cache, LogitsCache(16), "w0", 10**6, NO_LONG_WORK)
 
 
 def click(*prompts: ImagePrompt, size_hw=SIZE_HW, options=MaskOptions()) -> ImageJob:
