@@ -23,12 +23,11 @@ from sam2_backend.settings import Settings
 
 
 def make_app(options: argparse.Namespace | None = None) -> Flask:
-    settings = Settings.from_env(os.environ)
-    logs.configure(settings)
     if importlib.util.find_spec("label_studio_ml") is None:
-        from backend.app import create_app
+        from backend.app import from_environ
 
-        return create_app(settings)
+        return from_environ()
+    logs.configure(Settings.from_env(os.environ))
     from backend import model
 
     if options is None:

@@ -24,8 +24,10 @@ from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
 from backend.fast_json import dumps, loads
 from backend.predictor import Predictor
-from backend.status import Journal, bytes_text, readiness
-from sam2_backend.errors import AuthError, OverloadedError, RequestError
+from backend.propagations import Propagations
+from backend.status import Journal, bytes_text, propagation_facts, readiness
+from backend.video_predictor import PropagationsLike
+from sam2_backend.errors import AuthError, NotFoundError, OverloadedError, RequestError
 from sam2_backend.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,19 +45,23 @@ KNOWN_ACTIONS = frozenset(
     for verb in verbs
 )
 _ACTION_FIRST = re.compile(rb'\s*\{\s*"action"\s*:\s*"([A-Z_]{1,40})"\s*[,}]')
+_SESSION = re.compile(r"[0-9a-f]{32}")
+_FORM = "application/x-www-form-urlencoded"
 _THREADS_KEPT_FREE = 4
 """Threads that no waiting click may take, so that /health and /webhook answer in milliseconds."""
-_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
 
 
-def create_app(settings: Settings, dispatcher: Dispatcher | None = None) -> Flask:
+def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propagations: PropagationsLike | None = None) -> Flask:
     """The WSGI app. Connects lazily; nothing is read from the environment."""
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's own provider has it
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.filters["bytes_text"] = bytes_text
-    web = Web(settings, dispatcher or Dispatcher(settings))
+    dispatcher = dispatcher or Dispatcher(settings)
+    web = Web(settings, dispatcher, propagations or Propagations(settings, dispatcher))
+    app.extensions["pushes"] = web.pushes
     app.before_request(web.admit)
     app.after_request(web.count)
     app.register_error_handler(Exception, web.fail)
@@ -67,6 +73,8 @@ def create_app(settings: Settings, dispatcher: Dispatcher | None = None) -> Flas
     app.add_url_rule("/webhook", view_func=web.webhook, methods=["POST"])
     app.add_url_rule("/versions", view_func=web.versions, methods=["GET", "POST"])  # label-studio-ml 1.0.9 posts
     app.add_url_rule("/metrics", view_func=web.numbers)
+    app.add_url_rule("/propagations", view_func=web.propagations)
+    app.add_url_rule("/propagations/<session>/cancel", view_func=web.cancel, methods=["POST"])
     return app
 
 
@@ -74,21 +82,26 @@ def from_environ() -> Flask:
     """The app of a process of its own: `gunicorn "backend.app:from_environ()"`."""
     settings = Settings.from_env(os.environ)
     logs.configure(settings)
-    return create_app(settings)
+    app = create_app(settings)
+    app.extensions["pushes"].start()  # what an earlier process owed
+    return app
 
 
 class Web:
     """The endpoints of one app, and what they share."""
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, propagations: PropagationsLike) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
-        self._predictor = Predictor(settings, dispatcher)
+        self._propagations = propagations
+        self._predictor = Predictor(settings, dispatcher, propagations)
         self._guard = Guard(settings)
         self._metrics = metrics.Metrics(dispatcher)
         self._journal = Journal()
         self._scrub = logs.scrubber(settings)
         self._waiting = threading.BoundedSemaphore(max(1, settings.web_threads - _THREADS_KEPT_FREE))
+        self.pushes = self._predictor.tracks.pushes
+        self.pushes.tell, self.pushes.warn = self._journal.note, self._journal.warn
 
     def admit(self) -> None:
         g.started = time.perf_counter()
@@ -122,11 +135,11 @@ class Web:
         return jsonify({"status": "UP", "model_class": "Sam2Backend", "version": _version()})
 
     def ready(self) -> tuple[Response, int]:
-        state = readiness(self._settings, self._dispatcher, self._predictor.projects)
+        state = readiness(self._settings, self._dispatcher, self._predictor.projects, self._propagations)
         return jsonify(state.to_json()), 200 if state.is_ready else 503
 
     def index(self) -> Response:
-        state = readiness(self._settings, self._dispatcher, self._predictor.projects)
+        state = readiness(self._settings, self._dispatcher, self._predictor.projects, self._propagations)
         if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
             return jsonify({"status": "UP", "endpoints": list(ENDPOINTS), "ready": state.to_json()})
         response = Response(
@@ -135,6 +148,22 @@ class Web:
         response.headers["Content-Security-Policy"] = _PAGE_POLICY
         response.headers["Cache-Control"] = "no-store"
         return response
+
+    def propagations(self) -> Response:
+        """How far everything that is tracked is, those used last first."""
+        return jsonify({"propagations": [propagation_facts(state) for state in self._propagations.recent()]})
+
+    def cancel(self, session: str) -> Response:
+        """Stop a propagation; what was found stays, and asking again goes on from there. The status page's button comes here as well."""
+        if request.headers.get("Sec-Fetch-Site") == "cross-site":
+            raise RequestError("Another site's page asked for this. Use the button of the status page.")
+        if not _SESSION.fullmatch(session) or (state := self._propagations.state(session)) is None:
+            raise NotFoundError("There is no such propagation, or none any more. GET /propagations lists them.")
+        self._propagations.cancel(session)
+        logs.event(log, "cancel", {"session": session[:8], "title": state.title})
+        if request.mimetype == _FORM:
+            return Response(status=303, headers={"Location": "../../"})
+        return jsonify({"session": session, "phase": "cancelled" if state.phase in {"waiting", "running"} else state.phase})
 
     def setup(self) -> Response:
         body = _json_object()
@@ -156,7 +185,9 @@ class Web:
         response = Response(dumps({"results": click.predictions}), mimetype="application/json")
         timings_ms = dict.fromkeys(STAGES, 0.0) | click.timings_ms | {"total": _ms_since_start()}
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={timings_ms[stage]:.2f}" for stage in STAGES)
-        if click.facts:
+        if "session" in click.facts:
+            self._tell_of_track(click, timings_ms)
+        elif click.facts:
             self._tell(click, timings_ms)
         return response
 
@@ -180,6 +211,11 @@ class Web:
         logs.event(log, "click", asked | spent | {key: click.facts[key] for key in ("worker", "score")})
         self._metrics.observe_click(timings_ms)
         self._journal.click(click.facts, timings_ms, len(click.predictions[0]["result"]))
+
+    def _tell_of_track(self, click: Click, timings_ms: dict[str, float]) -> None:
+        asked = {key: click.facts[key] for key in ("task", "objects", "phase", "done", "frames", "session", "worker", "score")}
+        logs.event(log, "track", asked | {"total_ms": round(timings_ms["total"], 1)})
+        self._journal.track(click.facts, timings_ms)
 
     def webhook(self) -> tuple[Response, int]:
         """Take any event and do nothing: training is not this backend's work. Label Studio waits inside the annotator's Submit."""

@@ -1,4 +1,4 @@
-"""sam2-backend: up | web | worker | demo | checkpoints | config | doctor | settings.
+"""sam2-backend: up | web | worker | demo | export | checkpoints | config | doctor | settings.
 
 Each command is a thin door to the module that does the work, imported when it is asked for, so that a machine with only one of
 the extras (web, worker) can run its part. Errors are sentences on stderr; the exit code is 78 where starting again cannot help.
@@ -54,6 +54,18 @@ def _parser() -> argparse.ArgumentParser:
         "--project", type=int, help="judge this Label Studio project's connection and labeling config"
     )
     add("settings", _settings, "List every setting, its value and its meaning.")
+
+    export = add(
+        "export", _export, "Write the masks of a project's tracked objects: COCO and YouTube-VIS JSON, indexed PNGs as DAVIS has them."
+    )
+    export.add_argument("--project", type=int, required=True, help="the project's id, as in Label Studio's address")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write; an export that was interrupted goes on")
+    export.add_argument(
+        "--source",
+        choices=["auto", "annotations", "predictions"],
+        default="auto",
+        help="auto: annotations, and predictions where there are none",
+    )
 
     config = add("config", _config, "Print a labeling config for Label Studio.")
     config.add_argument("--labels", nargs="+", required=True, metavar="NAME")
@@ -111,6 +123,12 @@ def _doctor(settings: Settings, options: argparse.Namespace) -> int:
     from backend.doctor import run_doctor
 
     return run_doctor(settings, options.project)
+
+
+def _export(settings: Settings, options: argparse.Namespace) -> int:
+    from backend.exports import run_export
+
+    return run_export(settings, options.project, options.to, options.source)
 
 
 def _settings(settings: Settings, _options: argparse.Namespace) -> int:

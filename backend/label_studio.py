@@ -83,6 +83,11 @@ class LabelStudio:
     def task(self, task_id: int) -> dict[str, Any]:
         return self._get(f"/api/tasks/{task_id}")
 
+    def create_prediction(self, task_id: int, result: Sequence[Mapping[str, Any]], *, score: float, model_version: str) -> int:
+        """Add a prediction to a task. Returns its id."""
+        body = {"task": task_id, "result": list(result), "score": score, "model_version": model_version}
+        return int(self._send("POST", "/api/predictions", body)["id"])
+
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> int:
         """Add tasks; each is the data of one task, or `{"data": …, "predictions": …}`. Returns how many were added."""
         answer = self._send("POST", f"/api/projects/{project_id}/import", list(tasks))

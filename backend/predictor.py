@@ -23,8 +23,11 @@ from backend.label_config import LabelConfig, parse_label_config
 from backend.project_options import ProjectOptions, project_options
 from backend.projects import ProjectStore, judged, project_name
 from backend.prompts import DrawnObject, drawn_objects
+from backend.propagations import Propagations
 from backend.regions import regions
 from backend.task_media import image_uri, image_uris
+from backend.tracking_plans import Planner
+from backend.video_predictor import PropagationsLike, VideoPredictor
 from sam2_backend.errors import LabelConfigError, MediaError, RequestError, Sam2BackendError, SupersededError
 from sam2_backend.messages import ImageJob, ImageReply, MediaRef, ObjectMask, WarmJob
 from sam2_backend.settings import Settings
@@ -47,11 +50,19 @@ class _Page:
 class Predictor:
     """Turns what Label Studio asks into jobs, and their replies into predictions."""
 
-    def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
+    def __init__(self, settings: Settings, dispatcher: Dispatcher, propagations: PropagationsLike | None = None) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
         self.projects = ProjectStore(dispatcher.redis)
         self._last_version = "sam2-backend"
+        self.tracks = VideoPredictor(
+            settings,
+            propagations or Propagations(settings, dispatcher),
+            Planner(settings, self._media_ref),
+            dispatcher.redis,
+            self.model_version,
+            self._extra_params,
+        )
 
     def predict(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> list[dict[str, Any]]:
         """Exactly one prediction per task; see `click`."""
@@ -79,7 +90,8 @@ class Predictor:
             briefly(lambda: self._warm(tasks, label_config, project), None)
         drawn: Click | None = None
         if context and context.get("result"):
-            drawn = self._segment(tasks[0], label_config, context, project)
+            answer = self.tracks.track if self.tracks.concerns(label_config, context, project_name(project)) else self._segment
+            drawn = answer(tasks[0], label_config, context, project_name(project))
         version = (drawn.facts.get("model_version") if drawn else None) or self.model_version()
         # Without a score: Label Studio would show the annotator a prediction of "0.00%".
         predictions: list[dict[str, Any]] = [{"result": [], "model_version": version} for _ in tasks]
@@ -142,7 +154,7 @@ class Predictor:
         objects = drawn_objects(context, config, self._settings.max_prompts)
         if not objects:
             return Click([{"result": []}])
-        pages = self._pages(task, config, objects, project_name(project))
+        pages = self._pages(task, config, objects, project)
         outcomes = self._dispatcher.segment([page.job for page in pages], self._settings.predict_wait_s)
         replies = [(page, reply) for page, reply in zip(pages, outcomes, strict=True) if isinstance(reply, ImageReply)]
         self._judge_failures([outcome for outcome in outcomes if isinstance(outcome, Sam2BackendError)], n_replies=len(replies), task=task)
@@ -157,8 +169,10 @@ class Predictor:
         by_image: dict[tuple[Any, ...], list[DrawnObject]] = {}
         for drawn in objects:
             by_image.setdefault((drawn.to_name, drawn.item_index, drawn.size_hw), []).append(drawn)
-        extra_params = self.projects.extra_params(project) if project else ""
-        return [self._page(task, config, tuple(group), extra_params, project) for group in by_image.values()]
+        return [self._page(task, config, tuple(group), self._extra_params(project), project) for group in by_image.values()]
+
+    def _extra_params(self, project: str) -> str:
+        return self.projects.extra_params(project) if project else ""
 
     def _page(self, task: Mapping[str, Any], config: LabelConfig, group: tuple[DrawnObject, ...], extra_params: str, project: str) -> _Page:
         first = group[0]

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from redis import RedisError
 
@@ -20,8 +20,10 @@ from backend.projects import Project, ProjectStore
 from sam2_backend.errors import Sam2BackendError
 from sam2_backend.messages import WorkerStatus
 from sam2_backend.settings import MIB, Settings
+from sam2_backend.video_messages import PropagationState
 
 JOURNAL_ENTRIES = 50
+PROPAGATIONS_SHOWN = 20
 RANDOM_WEIGHTS = "random-weights"
 
 
@@ -51,6 +53,17 @@ class Journal:
         embedding = "embedding made now" if facts["cache"] == "none" else f"embedding from {facts['cache']}"
         self._add(f"Task {facts['task']}: {prompts} → {found}, {timings_ms.get('total', 0):.0f} ms ({embedding}, {facts['worker']})")
 
+    def track(self, facts: dict[str, Any], timings_ms: dict[str, float]) -> None:
+        objects = f"{facts['objects']} object{'s' * (facts['objects'] != 1)}"
+        frames = f", {facts['done']} of {facts['frames']} frames done" if facts["frames"] else ""
+        self._add(f"Task {facts['task']}: {objects} to track → {facts['phase']}{frames}, {timings_ms.get('total', 0):.0f} ms")
+
+    def note(self, words: str) -> None:
+        self._add(words)
+
+    def warn(self, words: str) -> None:
+        self._add(words, is_error=True)
+
     def error(self, where: str, code: str, message: str) -> None:
         self._add(f"{where}: {message} ({code})", is_error=True)
 
@@ -78,6 +91,7 @@ class Readiness:
     queues: dict[str, int]
     projects: tuple[Project, ...]
     model_version: str
+    propagations: tuple[PropagationState, ...] = ()
 
     @property
     def is_ready(self) -> bool:
@@ -92,20 +106,34 @@ class Readiness:
             "workers": [{"name": w.name, "state": w.state, "device": w.device, "model_version": w.model_version} for w in self.workers],
             "queues": self.queues,
             "projects": [{"project": p.name, "unusable": p.unusable, "problems": list(p.problems)} for p in self.projects],
+            "propagations": [propagation_facts(state) for state in self.propagations],
         }
 
 
-def readiness(settings: Settings, dispatcher: Dispatcher, projects: ProjectStore) -> Readiness:
-    """Look at Redis, the workers, the model and the projects; never waits for a worker."""
+class Listed(Protocol):
+    """What is asked of the propagations."""
+
+    def recent(self) -> list[PropagationState]: ...
+
+
+def propagation_facts(state: PropagationState) -> dict[str, Any]:
+    """How far a propagation is, for the API."""
+    names = ("session", "title", "phase", "n_done", "n_frames", "worker", "model_version", "error", "started_at", "updated_at")
+    return {name: getattr(state, name) for name in names}
+
+
+def readiness(settings: Settings, dispatcher: Dispatcher, projects: ProjectStore, propagations: Listed) -> Readiness:
+    """Look at Redis, the workers, the model, the projects and what is tracked; never waits for a worker."""
     try:
         queues = dispatcher.queue_lengths()
         workers = tuple(dispatcher.workers())
+        tracked = tuple(propagations.recent()[:PROPAGATIONS_SHOWN])
     except (Sam2BackendError, RedisError, OSError):
         missing = ("Redis does not answer. Start it, or set SAM2_REDIS_URL to the one that the workers use.",)
         return Readiness(missing, (), (), {}, (), "")
     seen = tuple(projects.newest())
     warnings = [*_random_weights(workers), *_label_studio(settings, seen), *_project_warnings(seen)]
-    return Readiness(tuple(_workers_missing(workers)), tuple(warnings), workers, queues, seen, dispatcher.model_version())
+    return Readiness(tuple(_workers_missing(workers)), tuple(warnings), workers, queues, seen, dispatcher.model_version(), tracked)
 
 
 def _workers_missing(workers: Sequence[WorkerStatus]) -> list[str]:

@@ -163,7 +163,7 @@ def _video_tag(entry: Mapping[str, Any], config: LabelConfig) -> ObjectTag:
 def _drawing(tag: ObjectTag, entries: Sequence[Mapping[str, Any]], task: Mapping[str, Any]) -> VideoDrawing:
     rate, n_frames = framerate(tag, task, _value(entries[0]))
     objects = _objects(entries)
-    keyframes = tuple(keyframe for drawn in objects for keyframe in _prompts(drawn, n_frames))
+    keyframes = tuple(keyframe for drawn in objects for keyframe in prompts(drawn, n_frames))
     return VideoDrawing(tag.name, str(entries[0].get("from_name") or ""), objects, rate, n_frames, keyframes)
 
 
@@ -189,7 +189,7 @@ def _value(entry: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-def _prompts(drawn: VideoObject, n_frames: int) -> Iterator[Keyframe]:
+def prompts(drawn: VideoObject, n_frames: int) -> Iterator[Keyframe]:
     """A box for every keyframe of a person's that is on the video, and "not there" after each that ends the object's lifespan."""
     keyframes = [keyframe for keyframe in drawn.drawn if not n_frames or keyframe.ls_frame <= n_frames]
     frames = {keyframe.ls_frame for keyframe in keyframes}

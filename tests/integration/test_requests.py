@@ -16,9 +16,12 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from backend.app import create_app
 from backend.dispatch import Dispatcher
+from backend.propagations import Propagations
 from sam2_backend.masks import runs_from_mask
 from sam2_backend.messages import ImageJob, ImagePrompt, ImageReply, ObjectMask
 from sam2_backend.queue_format import queue_key
+from sam2_backend.settings import Settings
+from sam2_backend.video_messages import PropagateJob, PropagationState, Track
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "requests"
 LABEL_STUDIO_WAITS_S = {"/health": 1.0, "/webhook": 1.0, "/setup": 3.0, "/versions": 3.0}
@@ -56,9 +59,31 @@ def dispatcher(settings):
     dispatcher.close()
 
 
+class RightwardPropagations(Propagations):
+    """The real ones, but for the workers: every object goes to the right, and all is done at once."""
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
+        super().__init__(settings, dispatcher)
+        self._jobs: dict[str, PropagateJob] = {}
+
+    def start(self, job: PropagateJob) -> PropagationState:
+        self._jobs[job.session] = job
+        return self.wait(job.session, 0)
+
+    def wait(self, session: str, wait_s: float) -> PropagationState:
+        grid = np.arange(self._jobs[session].source.n_frames, dtype="<i4")
+        left = np.linspace(0.1, 0.6, len(grid))
+        boxes = np.stack([left, np.full_like(left, 0.2), left + 0.3, np.full_like(left, 0.7)], axis=1).astype("<f4")
+        scores = np.full(len(grid), 0.9, "<f4")
+        ids = dict.fromkeys(keyframe.object_id for keyframe in self._jobs[session].keyframes)
+        tracks = tuple(Track(object_id, grid.tobytes(), boxes.tobytes(), scores.tobytes()) for object_id in ids)
+        return PropagationState(session, "done", "", len(grid), len(grid), (120, 160), tracks, "stub", "stub")
+
+
 @pytest.fixture
 def client(settings, dispatcher):
-    return create_app(_with_label_studio(settings), dispatcher).test_client()
+    settings = _with_label_studio(settings)
+    return create_app(settings, dispatcher, RightwardPropagations(settings, dispatcher)).test_client()
 
 
 def _with_label_studio(settings):
@@ -88,7 +113,7 @@ def test_a_recorded_request_gets_a_valid_answer(client, redis_server, exchange):
 
 
 def _check_setup(answer, sent):
-    if "<Image" in sent["schema"]:
+    if "<Image" in sent["schema"] or "<VideoRectangle" in sent["schema"]:
         assert answer.status_code == 200
         assert isinstance(answer.json["model_version"], str)
     else:
@@ -108,9 +133,19 @@ def _check_predictions(answer, sent, redis_server):
     if context is None:
         assert all(prediction["result"] == [] for prediction in predictions)
         with redis_server.connect() as connection:
-            assert connection.llen(queue_key("warm")) == len(sent["tasks"])
+            assert connection.llen(queue_key("warm")) == (len(sent["tasks"]) if "<Image" in sent["label_config"] else 0)
     elif "<Image" in sent["label_config"]:
         _check_click(predictions[0]["result"], context["result"])
+    else:
+        _check_track(predictions[0]["result"], context["result"])
+
+
+def _check_track(regions, drawn):
+    """Every region comes back under its id and label, with its own first keyframe as it was and a track to the last frame."""
+    assert [(r["id"], r["value"].get("labels")) for r in regions] == [(r["id"], r["value"].get("labels")) for r in drawn]
+    for region, before in zip(regions, drawn, strict=True):
+        assert region["value"]["sequence"][0] == before["value"]["sequence"][0]
+        assert region["value"]["sequence"][-1]["frame"] == before["value"]["framesCount"]
 
 
 def _check_click(regions, prompts):

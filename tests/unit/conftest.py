@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import hashlib
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import redis
 from sam2_backend.errors import QueueDownError, Sam2BackendError
 from sam2_backend.messages import ImageJob, ImagePrompt, ImageReply, MediaRef, ObjectMask, WarmJob, WorkerStatus, from_wire, to_wire
 from sam2_backend.settings import Settings
+from sam2_backend.video_messages import PropagationState
 
 
 def disc(prompt: ImagePrompt, size_hw: tuple[int, int]) -> np.ndarray:
@@ -164,6 +166,29 @@ class FakeDispatcher:
     def close(self) -> None: ...
 
 
+class FakePropagations:
+    """What `backend.propagations.Propagations` knows of sessions, without Redis and workers; nothing moves by itself."""
+
+    def __init__(self, dispatcher: FakeDispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.states: dict[str, PropagationState] = {}
+
+    def state(self, session: str) -> PropagationState | None:
+        return self.states.get(session)
+
+    def cancel(self, session: str) -> None:
+        self.states[session] = dataclasses.replace(self.states[session], phase="cancelled")
+
+    def recent(self) -> list[PropagationState]:
+        self._dispatcher._look()
+        return list(self.states.values())
+
+
+@pytest.fixture
+def propagations(dispatcher: FakeDispatcher) -> FakePropagations:
+    return FakePropagations(dispatcher)
+
+
 @pytest.fixture
 def dispatcher() -> FakeDispatcher:
     return FakeDispatcher()
@@ -175,13 +200,15 @@ def web_settings() -> Settings:
 
 
 @pytest.fixture
-def client_of(dispatcher: FakeDispatcher, web_settings: Settings) -> Callable[..., flask.testing.FlaskClient]:
+def client_of(
+    dispatcher: FakeDispatcher, web_settings: Settings, propagations: FakePropagations
+) -> Callable[..., flask.testing.FlaskClient]:
     """A client of an app with these settings."""
 
     def make(settings: Settings = web_settings) -> flask.testing.FlaskClient:
         from backend.app import create_app
 
-        return create_app(settings, dispatcher).test_client()
+        return create_app(settings, dispatcher, propagations).test_client()
 
     return make
 
