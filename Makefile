@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := backend sam2_backend tests benchmarks checkpoints
 
-.PHONY: demo up doctor test check unit acceptance clean
+.PHONY: demo up doctor test check unit acceptance eval-demo clean
 
 demo: .venv/run.stamp ## Redis, a worker, the web tier and a real Label Studio with a connected project
 	@exec $(BIN)/sam2-backend demo
@@ -30,6 +30,11 @@ unit: .venv/dev.stamp
 
 acceptance: .venv/dev.stamp ## the real Label Studio in a real browser; screenshots in tests/acceptance/screenshots
 	$(BIN)/pytest -q tests/acceptance
+
+# Where checkpoints/train_demo cached its raw material; where it did not, the command says how.
+WORK ?= .tmp/train-demo
+eval-demo: .venv/dev.stamp ## the held-out figures of the checkpoint that ships, with fixed seeds (a quarter of an hour)
+	$(BIN)/python -m checkpoints.train_demo.report --work "$(WORK)"
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, not " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'

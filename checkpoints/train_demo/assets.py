@@ -38,8 +38,18 @@ class Assets:
     photos: list[np.ndarray]
 
 
+class MissingAssetsError(Exception):
+    """The raw material is not there; the message says how to get it."""
+
+
 def load_assets(work: Path, split: Split) -> Assets:
-    """What `main` cached in WORK for one split; raises FileNotFoundError where it did not run."""
+    """What `main` cached in WORK for one split; raises MissingAssetsError where it did not run."""
+    if not (work / f"photos-{split}.npz").exists():
+        raise MissingAssetsError(
+            f"There are no drawings and photographs in {work}. Install Debian's openclipart-png (apt-get install openclipart-png), "
+            "get two wheels (pip download --no-deps -d WHEELS scikit-image==0.26.0 scikit-learn==1.9.1), then make the folder: "
+            f"python -m checkpoints.train_demo.assets --wheels WHEELS --work {work}"
+        )
     return Assets(_unpack(work / f"cutouts-{split}.npz"), _unpack(work / f"photos-{split}.npz"))
 
 
@@ -91,6 +101,8 @@ def _shrunk_cutout(path: Path) -> np.ndarray | None:
 
 def collect_cutouts(root: Path) -> dict[Split, list[np.ndarray]]:
     """Every usable drawing under ROOT, at most MAX_PER_FOLDER from one folder, no file twice."""
+    if not root.is_dir():
+        raise MissingAssetsError(f"There are no drawings in {root}. Install them (apt-get install openclipart-png), or name their folder.")
     found: dict[Split, list[np.ndarray]] = {"train": [], "held_out": []}
     per_folder: Counter[str] = Counter()
     seen: set[bytes] = set()

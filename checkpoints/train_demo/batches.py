@@ -13,6 +13,9 @@ from checkpoints.train_demo.scenes import Scene, render
 #: What SAM 2's encoder expects: RGB / 255, less the mean, over the deviation.
 MEAN_RGB, STD_RGB = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+#: Of the objects, the others are drawings, which take longer to learn.
+SHAPE_SHARE = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -58,7 +61,7 @@ class BatchMaker:
         if self.kept and len(self.kept[0].owner) != size.side_px:
             self.kept.clear()
         n_fresh = size.fresh_images if len(self.kept) >= 20 * size.images else size.images
-        scenes = [render(self.assets, self.seed, step * 100 + i, side_px=size.side_px) for i in range(n_fresh)]
+        scenes = [render(self.assets, self.seed, step * 100 + i, side_px=size.side_px, shape_share=SHAPE_SHARE) for i in range(n_fresh)]
         scenes += [self.kept[i] for i in rng.integers(0, max(1, len(self.kept)), size.images - n_fresh)]
         self.kept.extend(scenes[:n_fresh])
         pictures, masks = zip(*(_asked(*turned(scene, rng), size.prompts_per_image, rng) for scene in scenes), strict=True)

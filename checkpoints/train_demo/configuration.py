@@ -15,4 +15,4 @@ DEMO_CONFIG = NetworkConfig(
     memory_mlp_dim=512,
 )
 #: Learnt from still pictures; everything else in the network is memory, which only video needs.
-TRAINED_PREFIXES = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_embed")
+IMAGE_PREFIXES = ("image_encoder.", "sam_prompt_encoder.", "sam_mask_decoder.", "no_mem_embed")

@@ -1,18 +1,16 @@
-"""Held-out figures: mean IoU of drawings and backgrounds never trained on, by kind of object and of prompt. Last line of stdout is JSON."""
+"""Held-out figures of still pictures: mean IoU of drawings and backgrounds never trained on, by kind of object and of prompt."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from checkpoints.train_demo.assets import Assets, load_assets
+from checkpoints.train_demo.assets import Assets
 from checkpoints.train_demo.batches import normalised
 from checkpoints.train_demo.interact import Prompts, box_around, click_on, corrected
 from checkpoints.train_demo.scenes import Scene, render
@@ -82,22 +80,3 @@ def _asked(scenes: Sequence[Scene], start: int) -> tuple[Tensor, Tensor]:
     chosen = [rng.choice(np.unique(scene.owner[scene.owner > 0])) for scene in scenes]
     masks = np.stack([scene.owner == owner for scene, owner in zip(scenes, chosen, strict=True)])
     return normalised(np.stack([scene.image for scene in scenes])), torch.from_numpy(masks)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=400, help="scenes of each kind")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    cv2.setNumThreads(1)
-    network = load_network(arguments.weights)
-    scenes = held_out_scenes(load_assets(arguments.work, "held_out"), arguments.scenes, network.config.image_size)
-    figures = measure(network, scenes)
-    print(json.dumps({"scenes_of_each_kind": arguments.scenes, "mean_iou": figures}))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,5 @@
-"""A simulated person: where the first click, the box and the corrective clicks go. All tensors are per prompt, coordinates in model pixels."""
+"""A simulated person: where the first click, the box and the corrective clicks go. All tensors are per prompt and on the CPU,
+coordinates in model pixels."""
 
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ class Prompts:
     points_xy_px: Tensor
     labels: Tensor
     mask_logits: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Prompts":
+        return Prompts(
+            self.points_xy_px.to(device), self.labels.to(device), None if self.mask_logits is None else self.mask_logits.to(device)
+        )
 
     def with_click(self, xy_px: Tensor, label: Tensor, mask_logits: Tensor) -> "Prompts":
         points = torch.cat([self.points_xy_px, xy_px[:, None]], 1)

@@ -34,7 +34,8 @@ def decoder_loss(logits: Tensor, predicted_iou: Tensor, coverage: Tensor) -> Ten
     The other two of three are taught a little, lest one is never the best again; the scores' loss is a cross entropy, because an
     absolute difference behind a sigmoid stops teaching once they have all fallen to zero.
     """
-    losses = mask_loss(logits, coverage)
-    scores = F.binary_cross_entropy(predicted_iou.clamp(1e-4, 1 - 1e-4), measured_iou(logits, coverage), reduction="none").mean(1)
+    losses = mask_loss(logits.float(), coverage)
+    guess, truth = predicted_iou.float().clamp(1e-4, 1 - 1e-4), measured_iou(logits, coverage)
+    scores = -(truth * guess.log() + (1 - truth) * (1 - guess).log()).mean(1)
     three = losses[:, 1:]
     return (losses[:, 0] + three.min(1).values + LOSERS_WEIGHT * three.mean(1) + IOU_WEIGHT * scores).mean()

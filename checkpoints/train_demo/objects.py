@@ -61,19 +61,21 @@ def _fill(rng: Rng, photos: list[np.ndarray], side_px: int) -> np.ndarray:
     return made
 
 
-def shape(rng: Rng, photos: list[np.ndarray], side_px: int) -> Layer:
-    """A filled outline; one in twelve has a hole, one in ten a contour line in another colour."""
-    to_canvas = _placement(rng, side_px, smallest=0.07)
+def centered(rng: Rng, side_px: int, half_px: float) -> np.ndarray:
+    """As `_placement`, in the middle of the canvas and HALF_PX large: a thing that something else will move."""
+    to_canvas = _placement(rng, side_px, smallest=0.5)
+    to_canvas[:, :2] *= half_px / np.sqrt(abs(np.linalg.det(to_canvas[:, :2])))
+    to_canvas[:, 2] = (side_px - 1) / 2
+    return to_canvas
+
+
+def shape(rng: Rng, photos: list[np.ndarray], side_px: int, to_canvas: np.ndarray | None = None) -> Layer:
+    """A filled outline, anywhere or where the 2×3 map says; one in twelve has a hole, one in ten a contour line in another colour."""
+    if to_canvas is None:
+        to_canvas = _placement(rng, side_px, smallest=0.07)
     ring = _ring(rng) @ to_canvas[:, :2].T + to_canvas[:, 2]
-    big_px = side_px * _SUPERSAMPLING
-    canvas = np.zeros((big_px, big_px), np.uint8)
-    fixed = np.round((ring + 0.5) * _SUPERSAMPLING * 2**_SUBPIXEL_BITS).astype(np.int32)
-    cv2.fillPoly(canvas, [fixed], 255, shift=_SUBPIXEL_BITS)
-    if rng.random() < 0.08:
-        hole = (ring - ring.mean(0)) * rng.uniform(0.3, 0.6) + ring.mean(0)
-        cv2.fillPoly(canvas, [np.round((hole + 0.5) * _SUPERSAMPLING * 2**_SUBPIXEL_BITS).astype(np.int32)], 0, shift=_SUBPIXEL_BITS)
-    alpha = cv2.resize(canvas, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-    color = _fill(rng, photos, side_px)
+    hole = (ring - ring.mean(0)) * rng.uniform(0.3, 0.6) + ring.mean(0) if rng.random() < 0.08 else None
+    color, alpha = _fill(rng, photos, side_px), _inside(ring, side_px, hole)
     if rng.random() < 0.1:
         color = color.copy()
         line = tuple(float(c) for c in random_color(rng))
@@ -81,12 +83,31 @@ def shape(rng: Rng, photos: list[np.ndarray], side_px: int) -> Layer:
     return color, alpha
 
 
-def clip_art(rng: Rng, cutouts: list[np.ndarray], side_px: int) -> Layer:
-    """One drawing, turned, scaled, mirrored and re-coloured."""
+def cover(rng: Rng, photos: list[np.ndarray], side_px: int, radius_px: float) -> Layer:
+    """A disc or a rectangle in the middle of the canvas under which everything within the radius disappears."""
+    angles = np.arange(72) * (2 * np.pi / 72) if rng.random() < 0.5 else np.arange(4) * (np.pi / 2) + rng.uniform(0, 2 * np.pi)
+    reach_px = radius_px * (1.05 if len(angles) > 4 else 1.5)
+    ring = np.stack([np.cos(angles), np.sin(angles)], 1) * reach_px + (side_px - 1) / 2
+    return _fill(rng, photos, side_px), _inside(ring, side_px)
+
+
+def _inside(ring_px: np.ndarray, side_px: int, hole_px: np.ndarray | None = None) -> np.ndarray:
+    """(S, S) float32 share of each pixel that is within the outline and outside its hole."""
+    canvas = np.zeros((side_px * _SUPERSAMPLING, side_px * _SUPERSAMPLING), np.uint8)
+    for outline, value in ((ring_px, 255), (hole_px, 0)):
+        if outline is not None:
+            fixed = np.round((outline + 0.5) * _SUPERSAMPLING * 2**_SUBPIXEL_BITS).astype(np.int32)
+            cv2.fillPoly(canvas, [fixed], value, shift=_SUBPIXEL_BITS)
+    return cv2.resize(canvas, (side_px, side_px), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def clip_art(rng: Rng, cutouts: list[np.ndarray], side_px: int, to_canvas: np.ndarray | None = None) -> Layer:
+    """One drawing, turned, scaled, mirrored and re-coloured; anywhere or where the 2×3 map says."""
     rgba = cutouts[rng.integers(len(cutouts))].astype(np.float32)
     height, width = rgba.shape[:2]
     rgba[..., :3] *= rgba[..., 3:] / 255
-    to_canvas = _placement(rng, side_px, smallest=0.16)
+    if to_canvas is None:
+        to_canvas = _placement(rng, side_px, smallest=0.16)
     longest = max(height, width)
     to_unit = np.array([[2 / longest, 0, -(width - 1) / longest], [0, 2 / longest, -(height - 1) / longest], [0, 0, 1]])
     matrix = to_canvas @ to_unit

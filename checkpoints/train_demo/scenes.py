@@ -39,17 +39,18 @@ def _compose(rng: Rng, assets: Assets, side_px: int, shape_share: float) -> Scen
     for place in range(int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.22, 0.24, 0.2, 0.14, 0.1, 0.1]))):
         is_shape[place] = rng.random() < shape_share
         color, alpha = shape(rng, assets.photos, side_px) if is_shape[place] else clip_art(rng, assets.cutouts, side_px)
-        if _is_visible(canvas, (color, alpha)):
+        if is_visible(canvas, (color, alpha)):
             canvas += (color - canvas) * alpha[..., None]
             owner[alpha >= 0.5] = place + 1
     for place in range(MAX_OBJECTS):
         mine = owner == place + 1
         if 0 < int(mine.sum()) < MIN_VISIBLE_SHARE * owner.size:
             owner[mine] = 0
-    return Scene(_camera(rng, canvas), owner, is_shape)
+    return Scene(camera(rng, canvas), owner, is_shape)
 
 
-def _is_visible(canvas: np.ndarray, layer: Layer) -> bool:
+def is_visible(canvas: np.ndarray, layer: Layer) -> bool:
+    """Whether a layer on the canvas is large enough and differs enough from what it covers."""
     color, alpha = layer
     inside = alpha >= 0.5
     if int(inside.sum()) < MIN_VISIBLE_SHARE * inside.size:
@@ -57,8 +58,8 @@ def _is_visible(canvas: np.ndarray, layer: Layer) -> bool:
     return float(np.abs(color[inside] - canvas[inside]).max(1).mean()) > MIN_CONTRAST
 
 
-def _camera(rng: Rng, canvas: np.ndarray) -> np.ndarray:
-    """Light, blur, sensor noise and JPEG, each only sometimes."""
+def camera(rng: Rng, canvas: np.ndarray) -> np.ndarray:
+    """(S, S, 3) float32 -> uint8: light, blur, sensor noise and JPEG, each only sometimes."""
     if rng.random() < 0.3:
         canvas = (canvas - 127) * np.float32(rng.uniform(0.5, 1.2)) + 127 + np.float32(rng.normal(0, 20))
     if rng.random() < 0.25:

@@ -5,9 +5,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checkpoints.train_demo.configuration import DEMO_CONFIG
-from checkpoints.train_demo.interact import Prompts, box_around, click_on, drawn_mask
+from checkpoints.train_demo.interact import DRAWN_LOGIT, Prompts, box_around, click_on, drawn_mask
 from checkpoints.train_demo.losses import decoder_loss
 from sam2_backend.network import Sam2Network, random_network
+
+QUIET = 0.1
 
 
 @torch.no_grad()
@@ -76,3 +78,26 @@ def click_on_center(masks: Tensor, generator: torch.Generator) -> Prompts:
 
 def box_exactly(masks: Tensor, generator: torch.Generator) -> Prompts:
     return box_around(masks, generator, jitter=0.0)
+
+
+@torch.no_grad()
+def with_memory(network: Sam2Network, images: Tensor) -> Sam2Network:
+    """Arrange an untrained memory so that at first it hands the image on: what the decoder gets is nearly what it knows.
+
+    The memory attention ends in a layer norm, whose scale and shift are fitted on IMAGES (B, 3, S, S); attention starts quiet; a given
+    mask enters as the ±10 that the prompt encoder learnt; the memory encoder's fuser, whose branches start shut, is opened a little.
+    """
+    attention = network.memory_attention
+    for layer in attention.layers:
+        for last in (layer.self_attn.out_proj, layer.cross_attn_image.out_proj, layer.linear2):
+            last.weight.mul_(QUIET)
+    for block in network.memory_encoder.fuser.layers:
+        block.gamma.fill_(QUIET)
+    network.mask_downsample.weight.fill_(2 * DRAWN_LOGIT / network.mask_downsample.weight.numel())
+    network.mask_downsample.bias.fill_(-DRAWN_LOGIT)
+    cells = network.encode(images)[2].flatten(2).transpose(1, 2).flatten(0, 1)
+    wanted, normed = cells + network.no_mem_embed[0], F.layer_norm(cells, cells.shape[1:])
+    scale = ((normed - normed.mean(0)) * (wanted - wanted.mean(0))).mean(0) / normed.var(0, correction=0)
+    attention.norm.weight.copy_(scale)
+    attention.norm.bias.copy_(wanted.mean(0) - scale * normed.mean(0))
+    return network
