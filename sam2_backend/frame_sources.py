@@ -78,10 +78,14 @@ def open_frames(source: FrameSource, store: MediaStore, settings: Settings) -> F
         VideoError: there is no video, or none that can be decoded; it is too large; the framerate is absurd.
         MediaError: it cannot be had.
     """
+    if source.kind == "video":
+        from sam2_backend.video import open_video
+
+        return open_video(source, store, settings)
     if source.kind == "pages":
         from sam2_backend.pages import open_pages
 
         return open_pages(source, store, settings)
-    from sam2_backend.video import open_video
+    from sam2_backend.volumes import open_volume
 
-    return open_video(source, store, settings)
+    return open_volume(source, store, settings)
