@@ -21,6 +21,7 @@ from sam2_backend.settings import DEFAULT_CHECKPOINTS_DIR, Settings
 log = logging.getLogger(__name__)
 
 _RANDOM = "random:"
+_EDGETAM = "edgetam:"
 _SEED = 0
 
 NANO = NetworkConfig(
@@ -50,12 +51,14 @@ class Checkpoint:
         model_version: What people see; says so where the weights are random.
         sha256: Of the file, or of the tensors' bytes where there is no file.
         state_dict: Float32 tensors by Meta's names, on the CPU.
+        kind: What they are the weights of.
     """
 
     name: str
     sha256: str
     state_dict: dict[str, Tensor]
     config: NetworkConfig
+    kind: type[Sam2Network] = Sam2Network
 
     @property
     def model_id(self) -> str:
@@ -72,7 +75,7 @@ class Checkpoint:
             BadCheckpointError: tensors are missing, unknown or of other shapes than the sizes say.
         """
         with torch.device("meta"):
-            network = Sam2Network(self.config)
+            network = self.kind(self.config)
         try:
             network.load_state_dict(self.state_dict, strict=True, assign=True)
         except RuntimeError as error:
@@ -106,6 +109,10 @@ def load(settings: Settings) -> Checkpoint:
     name = choose(settings)
     if name.startswith(_RANDOM):
         return _random(name.removeprefix(_RANDOM), settings.checkpoints_dir)
+    if name.startswith(_EDGETAM):
+        from sam2_backend.models import edgetam
+
+        return edgetam.load(Path(name.removeprefix(_EDGETAM)).expanduser())
     path = _path_of(name, settings)
     weights = read_weights(path)
     if name in MODELS:
@@ -160,7 +167,7 @@ def _path_of(name: str, settings: Settings) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix not in {".pt", ".pth", ".safetensors"}:
         return _from_hub(name)
     near = difflib.get_close_matches(name, MODELS, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"The names are: {', '.join(MODELS)}, demo, random:NAME and auto."
+    hint = f"Did you mean {near[0]}?" if near else f"The names are: {', '.join(MODELS)}, demo, random:NAME, edgetam:FOLDER and auto."
     raise BadCheckpointError(f"There is no checkpoint {name}, neither a name nor a file. {hint}")
 
 

@@ -41,9 +41,9 @@ def read_weights(path: Path) -> Weights:
     Raises:
         BadCheckpointError: it is no checkpoint of SAM 2, or is damaged.
     """
-    files = _files_of(path)
+    files = files_of(path)
     try:
-        tensors, config_json = _read_pickle(files[0]) if files[0].suffix in {".pt", ".pth"} else _read_safetensors(files)
+        tensors, config_json = _read_pickle(files[0]) if files[0].suffix in {".pt", ".pth"} else read_safetensors(files)
         if is_transformers_layout(tensors):
             beside = files[0].parent / "config.json"
             known = known_sizes(json.loads(beside.read_text()) if beside.is_file() else {})
@@ -57,10 +57,15 @@ def read_weights(path: Path) -> Weights:
         ) from error
     # Fresh copies: what a file maps into memory may lie unaligned, and then torch sums in another order.
     aligned = {name: tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    return Weights(aligned, config, _digest(files))
+    return Weights(aligned, config, digest_of(files))
 
 
-def _files_of(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """The file itself, or the weights in a folder.
+
+    Raises:
+        BadCheckpointError: there are none.
+    """
     if path.is_file():
         return [path]
     for pattern in ("*.safetensors", "*.pt"):
@@ -77,7 +82,8 @@ def _read_pickle(file: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     return tensors, {}
 
 
-def _read_safetensors(files: list[Path]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+def read_safetensors(files: list[Path]) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The tensors of all files, and the sizes that ours have in their metadata."""
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= load_file(file)
@@ -86,7 +92,8 @@ def _read_safetensors(files: list[Path]) -> tuple[Mapping[str, Tensor], dict[str
     return tensors, json.loads(metadata.get("config", "{}"))
 
 
-def _digest(files: list[Path]) -> str:
+def digest_of(files: list[Path]) -> str:
+    """The sha256 of a file; of several the sha256 of theirs."""
     digests = [sha256_of(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 

@@ -77,7 +77,19 @@ def _pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
-class Trunk(nn.Module):
+class ImageTrunk(nn.Module):
+    """What stands before the neck: images → four maps, channels last."""
+
+    def positions(self, side: int) -> Tensor:
+        """What `forward` adds to a side × side token grid; constant for given weights."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> list[Tensor]:
+        """(B, 3, S, S) → (B, S/4, S/4, C), (B, S/8, S/8, 2 C), (B, S/16, S/16, 4 C), (B, S/32, S/32, 8 C)."""
+        raise NotImplementedError
+
+
+class Trunk(ImageTrunk):
     """Hiera: (B, 3, S, S) → four maps (B, S/4, S/4, C), (B, S/8, S/8, 2 C), (B, S/16, S/16, 4 C), (B, S/32, S/32, 8 C)."""
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -138,5 +150,5 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.trunk = Trunk(config)
+        self.trunk: ImageTrunk = Trunk(config)
         self.neck = Neck(config)

@@ -1,0 +1,157 @@
+"""EdgeTAM through the engine, against transformers' own on the same random weights.
+
+transformers builds EdgeTAM's encoder with timm, which needs torchvision; where that is not installed, our encoder stands in for it, and
+the test of the encoder alone is skipped.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    EdgeTamConfig,
+    EdgeTamMaskDecoderConfig,
+    EdgeTamModel,
+    EdgeTamPromptEncoderConfig,
+    EdgeTamVisionConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from sam2_backend.checkpoints import load
+from sam2_backend.engine import Sam2Engine
+from sam2_backend.errors import BadCheckpointError
+from sam2_backend.models.edgetam import RepVitTrunk
+from sam2_backend.network import NetworkConfig
+from sam2_backend.settings import Settings
+
+SIDE, DIM = 256, 128
+SIZES = NetworkConfig(image_size=SIDE, embed_dim=16, stages=(1, 2, 3, 1), hidden_dim=DIM)
+SIZE_HW = (60, 90)
+
+
+class StandInConfig(PreTrainedConfig):
+    model_type = "repvit_stand_in"
+
+
+class StandIn(PreTrainedModel):
+    config_class = StandInConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.timm_model = RepVitTrunk(SIZES)
+
+    def forward(self, pixel_values, **_kwargs):
+        return BaseModelOutput(last_hidden_state=[m.permute(0, 3, 1, 2) for m in self.timm_model(pixel_values)])
+
+
+AutoConfig.register("repvit_stand_in", StandInConfig)
+AutoModel.register(StandInConfig, StandIn)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    vision = EdgeTamVisionConfig(
+        backbone_config=StandInConfig(),
+        backbone_channel_list=[128, 64, 32, 16],
+        backbone_feature_sizes=[[SIDE // n] * 2 for n in (4, 8, 16)],
+        fpn_hidden_size=DIM,
+    )
+    model = EdgeTamModel(
+        EdgeTamConfig(
+            vision_config=vision,
+            prompt_encoder_config=EdgeTamPromptEncoderConfig(hidden_size=DIM, image_size=SIDE),
+            mask_decoder_config=EdgeTamMaskDecoderConfig(hidden_size=DIM, mlp_dim=128, iou_head_hidden_dim=128),
+        )
+    ).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+        parameter.data.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2, generator=generator)
+        elif name.endswith("running_mean"):
+            buffer.normal_(0, 0.3, generator=generator)
+    model.shared_image_embedding.positional_embedding.copy_(model.prompt_encoder.shared_embedding.positional_embedding)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(reference, tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny-edgetam"
+    reference.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    return Sam2Engine.load(Settings(model=f"edgetam:{folder}", device="cpu", torch_threads=1))
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return np.random.default_rng(0).integers(0, 256, (*SIZE_HW, 3), dtype=np.uint8)
+
+
+@torch.inference_mode()
+def test_an_embedding_equals_the_reference(engine, reference, photo):
+    pixels = engine._normalized(engine.square(photo))
+    high_res_0, high_res_1, image = engine.network.encode(pixels)
+    ours = high_res_0, high_res_1, image + engine.network.no_mem_embed.view(1, -1, 1, 1)
+    for found, expected in zip(ours, reference.get_image_embeddings(pixels), strict=True):
+        assert expected.std() > 0.1
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("multimask", [True, False])
+def test_a_click_equals_the_reference(engine, reference, photo, multimask):
+    embedding = engine.embed(photo)
+    found = engine.decode(
+        embedding, points_xy_px=np.array([[30.0, 20.0]]), is_positive=np.array([True]), size_hw=SIZE_HW, multimask=multimask
+    )
+    theirs = reference(
+        image_embeddings=[*embedding.maps[:2], embedding.image + reference.no_memory_embedding.view(1, -1, 1, 1)],
+        input_points=torch.tensor([[[[30.0 * SIDE / 90, 20.0 * SIDE / 60]]]]),
+        input_labels=torch.tensor([[[1]]]),
+        multimask_output=multimask,
+    )
+    order = theirs.iou_scores[0, 0].argsort(descending=True)
+    torch.testing.assert_close(found.logits, theirs.pred_masks[0, 0][order], rtol=1e-4, atol=5e-5)
+    torch.testing.assert_close(found.scores, theirs.iou_scores[0, 0][order], rtol=1e-4, atol=5e-5)
+
+
+def test_it_warms_up_and_says_what_it_is(engine):
+    engine.warm_up()
+    assert engine.model_version.startswith("edgetam-tiny-edgetam@")
+    assert not engine.network.config.has_memory
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    with pytest.raises(BadCheckpointError, match="holds no"):
+        load(Settings(model=f"edgetam:{tmp_path}"))
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(BadCheckpointError, match="cannot be read as an EdgeTAM checkpoint"):
+        load(Settings(model=f"edgetam:{tmp_path}"))
+
+
+@torch.inference_mode()
+def test_the_encoder_equals_timms_repvit():
+    pytest.importorskip("torchvision")
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("repvit_m1", features_only=True, out_indices=[0, 1, 2, 3], num_classes=0).eval()
+    ours = RepVitTrunk(NetworkConfig(embed_dim=48, stages=(2, 2, 14, 2))).eval()
+    for name, tensor in theirs.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand_like(tensor) * 0.5 + 0.5 if name.endswith("running_var") else torch.randn_like(tensor) * 0.1)
+    ours.load_state_dict(theirs.state_dict())
+    image = torch.randn(1, 3, 128, 128)
+    for found, expected in zip(ours(image), theirs(image), strict=True):
+        torch.testing.assert_close(found.permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
