@@ -1,6 +1,6 @@
-"""Memory attention and memory encoder: what a frame of a video reads of earlier ones, and what it leaves behind. Names are Meta's.
+"""What a frame of a video leaves behind, and where it was. Parameter names are Meta's.
 
-Source: SAM 2 (arXiv 2408.00714), section 4; sam2/modeling/memory_attention.py and memory_encoder.py at 2b90b9f.
+Source: SAM 2 (arXiv 2408.00714), section 4; sam2/modeling/memory_encoder.py at 2b90b9f.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_backend.network.config import NetworkConfig
-from sam2_backend.network.layers import Attention, LayerNorm2d, rotary_table, sine_positions_2d
+from sam2_backend.network.layers import LayerNorm2d, rotary_table, sine_positions_2d
 
 
 class MemoryTokens(NamedTuple):
@@ -54,52 +54,6 @@ def sine_positions_1d(where: Tensor, channels: int) -> Tensor:
     steps = torch.arange(half, device=where.device, dtype=torch.float32)
     angle = where.float()[..., None] / 10000 ** (2 * (steps // 2) / half)
     return torch.cat([angle.sin(), angle.cos()], -1)
-
-
-class _MemoryLayer(nn.Module):
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        dim = config.hidden_dim
-        self.self_attn = Attention(dim, heads=1)
-        self.cross_attn_image = Attention(dim, heads=1, memory_dim=config.memory_dim)
-        self.linear1 = nn.Linear(dim, config.memory_mlp_dim)
-        self.linear2 = nn.Linear(config.memory_mlp_dim, dim)
-        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
-
-    def forward(self, x: Tensor, memory: Tensor, memory_positions: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
-        normed = self.norm1(x)
-        x = x + self.self_attn(normed, normed, normed, rotary)
-        x = x + self.cross_attn_image(self.norm2(x), memory + memory_positions, memory, rotary, n_pointer_tokens)
-        out: Tensor = x + self.linear2(F.relu(self.linear1(self.norm3(x))))
-        return out
-
-
-class MemoryAttention(nn.Module):
-    """Lets the image embedding of a frame look at the memories of B objects."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_MemoryLayer(config) for _ in range(config.memory_layers))
-        self.norm = nn.LayerNorm(config.hidden_dim)
-
-    def forward(self, image: Tensor, memory: Tensor, memory_positions: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
-        """Condition an embedding on memories.
-
-        Args:
-            image: (B or 1, h·w, d) plus a tenth of its sine positions. A batch of 1 stays one until the first cross attention, since
-                nothing before that depends on the object.
-            memory: (B, M, memory_dim): whole memory maps of h·w tokens each, then pointer tokens.
-            memory_positions: Like `memory`.
-            rotary: (h·w, d/2, 2), see `rotary_table`.
-            n_pointer_tokens: How many tokens at the end of `memory` carry no place.
-
-        Returns:
-            (B, h·w, d)
-        """
-        for layer in self.layers:
-            image = layer(image, memory, memory_positions, rotary, n_pointer_tokens)
-        out: Tensor = self.norm(image)
-        return out
 
 
 class _MaskDownsampler(nn.Module):

@@ -15,7 +15,8 @@ from sam2_backend.network.config import NetworkConfig
 from sam2_backend.network.hiera import ImageEncoder
 from sam2_backend.network.layers import Mlp
 from sam2_backend.network.mask_decoder import DecoderOutput, MaskDecoder
-from sam2_backend.network.memory import MemoryAttention, MemoryEncoder, MemoryPlaces, MemoryTokens, sine_positions_1d
+from sam2_backend.network.memory import MemoryEncoder, MemoryPlaces, MemoryTokens, sine_positions_1d
+from sam2_backend.network.memory_attention import MemoryAttention
 from sam2_backend.network.prompt_encoder import PromptEncoder
 
 N_MEMORY_MAPS = 7

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sam2_backend.checkpoints import RANDOM_CONFIGS
-from sam2_backend.network import MemoryTokens, Sam2Network, random_network
+from sam2_backend.network import MemoryTokens, Sam2Network, memory_attention, random_network
 from sam2_backend.network.memory import sine_positions_1d
 
 NANO = RANDOM_CONFIGS["nano"]
@@ -99,3 +100,30 @@ def test_sine_positions_of_numbers_are_the_original_transformers():
     found = sine_positions_1d(torch.tensor([0.0, 0.5]), 4)
     expected = [[0.0, 0.0, 1.0, 1.0], [torch.tensor(0.5).sin(), torch.tensor(0.5).sin(), torch.tensor(0.5).cos(), torch.tensor(0.5).cos()]]
     torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("budget", [1 << 24, 5000, 1])
+def test_attention_over_narrow_values_is_the_usual_attention_in_pieces_of_any_size(monkeypatch, budget):
+    """All at once, some objects at a time, some rows of one object at a time."""
+    monkeypatch.setattr(memory_attention, "_MAX_WEIGHTS", budget)
+    monkeypatch.setattr(memory_attention, "_MIN_ROWS", 3)
+    generator = torch.Generator().manual_seed(8)
+    k, v = torch.randn(5, 40, 16, generator=generator), torch.randn(5, 40, 4, generator=generator)
+    for n_queries in (5, 1):
+        q = torch.randn(n_queries, 25, 16, generator=generator)
+        with torch.no_grad():
+            found = memory_attention.attend_narrow(q, k, v)
+        expected = F.scaled_dot_product_attention(q.expand(5, -1, -1), k, v)
+        torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_what_runs_on_the_cpu_is_what_is_trained_and_runs_elsewhere(monkeypatch):
+    network = random_network(NANO, 9).fold()
+    generator = torch.Generator().manual_seed(10)
+    image = torch.randn(1, 128, 16, 16, generator=generator)
+    maps = [torch.randn(N_OBJECTS, 64, 16, 16, generator=generator) for _ in range(3)]
+    memory = network.memory_tokens(maps, [0, 2, 1], [torch.randn(N_OBJECTS, 128, generator=generator)], torch.ones(1, 1))
+    fast = network.condition(image, memory)
+    monkeypatch.setattr(memory_attention, "_is_plain", lambda _: False)
+    torch.testing.assert_close(fast, network.condition(image, memory), rtol=1e-4, atol=1e-5)
