@@ -16,8 +16,10 @@ import struct
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from sam2_backend.embedding_cache import EmbeddingCache
 from sam2_backend.engine import Sam2Engine, device_errors
@@ -29,7 +31,7 @@ from sam2_backend.propagation_format import digest_of
 from sam2_backend.propagation_plan import Run, plan_runs
 from sam2_backend.propagation_prompts import tracker_prompt, without_name
 from sam2_backend.propagation_results import Found
-from sam2_backend.tracker import Tracker, TrackerOptions, TrackerPrompt
+from sam2_backend.tracker import FrameLogits, Tracker, TrackerOptions, TrackerPrompt
 from sam2_backend.video_messages import PropagateJob
 
 _LENGTH = struct.Struct("<I")
@@ -194,15 +196,20 @@ class Propagation:
         self._embeddings.with_room(one)
 
     def _track(self, active: Sequence[int], frame_idx: int, features: FeatureMaps, *, reverse: bool) -> None:
-        def step() -> None:
-            with device_errors():
-                answer = self._tracker.step(frame_idx, features, reverse=reverse, object_ids={str(i) for i in active})
-                scores = (answer.ious.clamp(0, 1) * answer.object_scores.sigmoid()).tolist()
-                found = zip(answer.object_ids, answer.logits.cpu(), scores, strict=True)
-            for name, logits, score in found:
-                self._found.add(self.runs[int(name)], frame_idx, logits, score)
+        with_room, names = self._embeddings.with_room, {str(i) for i in active}
 
-        self._embeddings.with_room(step)
+        def step() -> FrameLogits:
+            with device_errors():
+                return self._tracker.step(frame_idx, features, reverse=reverse, object_ids=names)
+
+        def add(run: Run, logits: Tensor, score: float) -> None:
+            with device_errors():
+                self._found.add(run, frame_idx, logits, score)
+
+        answer = with_room(step)
+        scores = (answer.ious.clamp(0, 1) * answer.object_scores.sigmoid()).tolist()
+        for name, logits, score in zip(answer.object_ids, answer.logits, scores, strict=True):
+            with_room(partial(add, self.runs[int(name)], logits, score))
 
     def _identity(self) -> list[str | int | list[str]]:
         """What a bank, and what was found with it, belong to."""

@@ -63,13 +63,12 @@ def drawn_mask(prompt: ImagePrompt, size_hw: tuple[int, int]) -> Mask | None:
     return resized
 
 
-def box_of(mask: Mask) -> Box:
-    """The tightest box around a mask (H, W), in shares; NOWHERE around an empty one."""
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not columns.size:
+def shares_of(box_xyxy_px: tuple[int, int, int, int] | None, size_hw: tuple[int, int]) -> Box:
+    """A box in shares of the frame; NOWHERE where there is none."""
+    if box_xyxy_px is None:
         return NOWHERE
-    height, width = mask.shape
-    return float(columns[0] / width), float(rows[0] / height), float((columns[-1] + 1) / width), float((rows[-1] + 1) / height)
+    (left, top, right, bottom), (height, width) = box_xyxy_px, size_hw
+    return left / width, top / height, right / width, bottom / height
 
 
 def without_name(prompt: ImagePrompt) -> ImagePrompt:

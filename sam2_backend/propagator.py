@@ -110,18 +110,21 @@ class Propagator:
         """A propagation is in hand."""
         return self._held is not None
 
-    def step(self, incarnation: str) -> None:
+    def step(self, incarnation: str) -> bool:
         """Do one piece of what is in hand; with nothing in hand, take up what waits longest.
 
         Args:
             incarnation: Names this process among all that ever had the worker's name.
+
+        Returns:
+            There may be more to do at once.
 
         Raises:
             redis.RedisError: Redis does not answer; call again.
         """
         if self._held is None:
             self._take_up(incarnation)
-            return
+            return self.is_busy
         held = self._held
         try:
             self._claims.check(held.claim)
@@ -139,6 +142,7 @@ class Propagator:
         except Exception as error:
             log.error("propagation %s failed\n%s", held.name, without_secrets(traceback.format_exc()))  # noqa: TRY400  scrubbed
             held.error = f"internal_error: The worker failed on this video ({type(error).__name__}). Its log tells more."
+        return True
 
     def put_down(self) -> None:
         """End the frame that was begun, save, and hand back what is in hand, so that another worker goes on at once.

@@ -96,7 +96,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         Where no job waits, a piece of a propagation is done: whoever clicks waits for one piece at most.
         """
         self._runtime = runtime
-        propagator = runtime.propagator
+        propagator, has_more = runtime.propagator, False
         self._status = replace(self._status, state="idle", model_version=runtime.model_version, device=runtime.device)
         self._redis_is_down = True  # so that the first success announces the new state at once
         while not should_stop():
@@ -104,11 +104,11 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 if self._redis_is_down:
                     self.beat()
                     self._redis_is_down = False
-                found = self._next_job(waits=not propagator.is_busy)
+                found = self._next_job(waits=not has_more)
                 if found is not None:
                     self.execute_job(*found)
                 else:
-                    propagator.step(self.name)
+                    has_more = propagator.step(self.name)
                     self._status = replace(self._status, state=self._state_between_jobs())
             except redis.RedisError as error:
                 if not self._redis_is_down:

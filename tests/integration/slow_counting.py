@@ -1,7 +1,7 @@
 """Stands in for a propagation where there is no model: counts frames, and what it finds on one depends on all frames before it.
 
 A frame that is left out, done twice or done on another's memory changes everything after it. The job's title tells how: `frame_s=0.05`;
-`die=7` ends the process at frame 7, `fail=7` raises there, `open=CODE` fails to open. Every frame that is done is noted in
+`die=7` ends the process at frame 7, `fail=7` raises there, `open=CODE` fails to open, `salt=X` changes all that is found. Every frame that is done is noted in
 `sam2:test:frames` as `WORKER FRAME`.
 """
 
@@ -38,7 +38,7 @@ class SlowCounting:
         self.n_results = sum(run.n_places for run in self.runs)
         self.is_at_boundary = True
         self._copied: list[int] = []
-        self._done, self._chain = 0, ""
+        self._done, self._chain = 0, self._wishes.get("salt", "")
         self._rows: list[bytes] = []
         self._masks: list[PackedMask] = []
 
