@@ -26,7 +26,7 @@ from sam2_backend.video_messages import FrameSource
 from sam2_backend.video_pixels import turn_of, upright_rgb
 
 AHEAD_FRAMES = 3
-BACKWARD_BYTES = 256 << 20
+BACKWARD_BYTES = 128 << 20
 """Decoded frames kept at a time when going backwards; a stretch between key frames that needs more is decoded repeatedly."""
 
 

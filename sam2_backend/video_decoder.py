@@ -15,7 +15,8 @@ from sam2_backend.video_file import errors_named, opened
 from sam2_backend.video_index import VideoIndex
 
 MAX_REPEATS = 25
-"""Frames that do not decode are shown as the one before them, as a player does; more in a row than these are damage."""
+"""Frames that do not decode are shown as the one before them, as a player does, or at the start as the one behind them; more than
+these in a row are damage."""
 MAX_THREADS = 4
 
 
@@ -49,8 +50,8 @@ class VideoDecoder:
                 frame_idx = self._index.frame_at(frame.pts)
                 if frame_idx is None:
                     continue
-                while last is not None and expected < frame_idx:
-                    yield expected, self._repeated(expected, frame_idx, last)
+                while expected < frame_idx:
+                    yield expected, self._repeated(expected, frame_idx, last or frame)
                     expected += 1
                 last = frame
                 if frame_idx >= expected:

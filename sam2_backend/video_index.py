@@ -72,7 +72,7 @@ def build_index(container: InputContainer, stream: VideoStream, name: str, max_f
         VideoUnreadableError: no frames, no timestamps, or the end is missing.
         av.FFmpegError: the file is damaged.
     """
-    if stream.time_base is None:
+    if not stream.time_base:
         raise VideoUnreadableError(f"{name} tells no times. Convert it to MP4.")
     shown, keys, end = array("q"), array("q"), 0
     for packet in container.demux(stream):

@@ -211,6 +211,18 @@ def test_damage_in_the_middle_repeats_the_frame_before_it_as_a_player_does(clips
         assert [number_in(frames.read(idx)) for idx in (0, 24, 30, 59)] == [0, 24, 30, 59]
 
 
+def test_a_damaged_start_shows_the_first_frame_that_decodes(clips):
+    whole = bytearray(encode(range(60), gop=10, b_frames=0, mux=INDEX_IN_FRONT))
+    with av.open(io.BytesIO(whole)) as container:
+        packet = next(iter(container.demux(video=0)))
+        whole[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    with clips.open(bytes(whole)) as frames:
+        shown = list(frames.stream(0, 59))
+        assert [idx for idx, _ in shown] == list(range(60))
+        assert [number_in(image) for _, image in shown[10:]] == list(range(10, 60))
+        assert frames.read(0).tobytes() == shown[0][1].tobytes()
+
+
 def test_damage_to_the_end_is_told_with_its_place(clips):
     whole = bytearray(encode(range(100), gop=50, b_frames=0, mux=INDEX_IN_FRONT))
     with av.open(io.BytesIO(whole)) as container:
