@@ -11,10 +11,14 @@ import numpy as np
 from av.sidedata.sidedata import SideData
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace
 
 from sam2_backend.images import RgbImage
 
 MATRIX_BYTES = 36
+UNTOLD = 2
+"""AVCOL_SPC_UNSPECIFIED: the file does not say how its colours are coded."""
+HD_LINES = 720
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,5 +66,10 @@ def _matrix(frame: VideoFrame) -> tuple[float, float, float, float]:
 
 
 def upright_rgb(frame: VideoFrame, turn: Turn) -> RgbImage:
-    """(H, W, 3) uint8 RGB as shown. One thread converts, so that the bytes do not depend on the machine."""
-    return turn.apply(np.asarray(frame.to_ndarray(format="rgb24", threads=1), dtype=np.uint8))
+    """(H, W, 3) uint8 RGB as shown. One thread converts, so that the bytes do not depend on the machine.
+
+    Source: what a file without colour space means was measured in Chromium 156 at 240 and 720 lines.
+    """
+    is_hd_untold = frame.colorspace == UNTOLD and frame.height >= HD_LINES
+    colour_space = Colorspace.ITU709 if is_hd_untold else None
+    return turn.apply(np.asarray(frame.to_ndarray(format="rgb24", src_colorspace=colour_space, threads=1), dtype=np.uint8))

@@ -19,6 +19,7 @@ from coded_video import Clips, encode, number_in, picture
 from sam2_backend import video
 from sam2_backend.errors import VideoFrameError
 from sam2_backend.prefetch import THREAD_NAME
+from sam2_backend.video_pixels import Turn, upright_rgb
 
 N = 40
 STEADY = range(N)
@@ -227,6 +228,14 @@ def test_backwards_starts_at_key_frames_where_they_are_near(clips, monkeypatch):
     with clips.open(data_of("MPEG-4")) as frames:
         assert [frames._chunk_start(0, stop) % 12 for stop in (40, 37, 36, 24, 12)] == [0] * 5
         assert frames._chunk_start(5, 10) == 5
+
+
+@pytest.mark.parametrize(("size_wh", "red"), [((320, 240), 211), ((1280, 720), 226)])
+def test_colours_without_a_told_space_are_those_of_the_browser(size_wh, red):
+    frame = av.VideoFrame(*size_wh, "yuv420p")
+    for plane, value in zip(frame.planes, (100, 90, 200), strict=True):
+        plane.update(bytes([value]) * plane.buffer_size)
+    assert abs(int(upright_rgb(frame, Turn())[5, 5, 0]) - red) <= 1  # Chromium 156: 213 and 227
 
 
 def test_an_open_video_survives_its_files_deletion(clips):
