@@ -27,6 +27,22 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_of(precision: str, device: torch.device) -> torch.dtype:
+    """The encoder's dtype of a SAM2_PRECISION: `auto` is fp16 on CUDA and fp32 elsewhere.
+
+    Raises:
+        SettingsError: the device does not compute in it.
+    """
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise SettingsError("SAM2_PRECISION=fp16 is for GPUs. On the CPU set it to bf16 or fp32.")
+    return _PRECISIONS[precision]
+
+
 @contextmanager
 def device_errors() -> Iterator[None]:
     """A full device becomes GpuMemoryError; what torch itself holds in reserve is given back first."""

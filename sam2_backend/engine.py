@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sam2_backend import checkpoints, preprocessing
 from sam2_backend.checkpoints import Checkpoint
+from sam2_backend.compilation import CompiledNetwork
 from sam2_backend.decoder_batches import ObjectPrompt, batches
-from sam2_backend.devices import device_errors, device_of
+from sam2_backend.devices import device_errors, device_of, dtype_of
 from sam2_backend.embedding import ImageEmbedding
 from sam2_backend.errors import BadCheckpointError
 from sam2_backend.mask_logits import best_first, mask_of, prompt_logits, runs_of
@@ -45,7 +46,11 @@ class Candidates:
 class Sam2Engine:
     """A loaded network on its device. Used by one thread at a time.
 
-    The encoder runs in fp16 on CUDA and in fp32 elsewhere; the decoder, and with it every coordinate, in fp32 everywhere.
+    The encoder runs in `dtype`; the decoder, and with it every coordinate, in fp32 everywhere.
+
+    Args:
+        dtype: None: fp16 on CUDA, fp32 elsewhere.
+        compile_what: "off", "decoder" or "all": compiled by `warm_up`.
 
     Attributes:
         model_id: Checkpoint name and digest; what caches key by.
@@ -58,16 +63,19 @@ class Sam2Engine:
             not faster (their memory is fresh each time) and one at a time gives the same bytes however they were asked for.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype | None = None, compile_what: str = "off") -> None:
         self.model_id, self.model_version = checkpoint.model_id, checkpoint.model_version
         self.device, self.uses_stability = device, checkpoint.config.stability_rule
-        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self.dtype = dtype or dtype_of("auto", device)
         self.image_size = checkpoint.config.image_size
-        self.preprocessing = f"{preprocessing.METHOD}-{self.image_size}"
+        compiled = "-compiled" if compile_what == "all" else ""  # sums in another order: another embedding, in its last bits
+        self.preprocessing = f"{preprocessing.METHOD}-{self.image_size}{compiled}"
         self.prompts_per_batch, self.images_per_batch = (1, 1) if device.type == "cpu" else (_GPU_PROMPTS, _GPU_IMAGES)
         with device_errors():
             self._network = checkpoint.network().to(device).set_encoder_dtype(self.dtype)
             self._normalized = preprocessing.Normalization(device)
+        self._compile_what = compile_what
+        self._forward: Sam2Network | CompiledNetwork = self._network
 
     @classmethod
     def load(cls, settings: Settings) -> Sam2Engine:
@@ -75,12 +83,12 @@ class Sam2Engine:
 
         Raises:
             BadCheckpointError: see `checkpoints.load`.
-            SettingsError: the device does not exist here.
+            SettingsError: the device does not exist here, or does not compute in the precision.
             GpuMemoryError: the device is too full for the weights.
         """
         device = device_of(settings.device)
         torch.set_num_threads(settings.torch_threads or max(1, (os.cpu_count() or 1) // settings.workers))
-        return cls(checkpoints.load(settings), device)
+        return cls(checkpoints.load(settings), device, dtype_of(settings.precision, device), settings.compile)
 
     @property
     def network(self) -> Sam2Network:
@@ -112,7 +120,7 @@ class Sam2Engine:
         for start in range(0, len(images), self.images_per_batch):
             squares = torch.cat([self.square(image) for image in images[start : start + self.images_per_batch]])
             with device_errors():
-                maps = self._network.encode(self._normalized(squares).to(self.dtype))
+                maps = self._forward.encode(self._normalized(squares).to(self.dtype))
                 found += [ImageEmbedding.rounded((a[None], b[None], c[None]), self.dtype) for a, b, c in zip(*maps, strict=True)]
         return found
 
@@ -153,7 +161,7 @@ class Sam2Engine:
         found: dict[int, Candidates] = {}
         for batch in batches(asked, self.image_size, self.prompts_per_batch, self.device):
             with device_errors():
-                out = self._network.decode(batch.features, batch.points_xy, batch.labels, batch.mask_logits)
+                out = self._forward.decode(batch.features, batch.points_xy, batch.labels, batch.mask_logits)
                 logits, scores = best_first(out.mask_logits, out.scores, multimask=batch.multimask, uses_stability=self.uses_stability)
                 found |= {position: Candidates(logits[i], scores[i]) for i, position in enumerate(batch.positions)}
         return [found[position] for position in range(len(asked))]
@@ -175,12 +183,18 @@ class Sam2Engine:
         return preprocessing.square(image, self.image_size)
 
     def warm_up(self) -> None:
-        """Run everything once on a known image, so that the first click does not pay for it, and see that the weights make sense.
+        """Compile what is to be, and run everything once on a known image, so that the first click does not pay for it; see that the
+        weights make sense.
 
         Raises:
             BadCheckpointError: a value is not finite.
             GpuMemoryError: the device is full.
         """
+        if self._compile_what != "off":
+            compiled = CompiledNetwork(self._network, self.dtype)
+            with torch.inference_mode(), device_errors():
+                compiled.compile(encoder=self._compile_what == "all")
+            self._forward = compiled
         y, x = np.mgrid[:96, :128]
         disc = np.hypot(x - 64, y - 48) < 30
         image = np.stack([np.where(disc, 220, x), np.where(disc, 40, y), np.where(disc, 60, 128)], -1).astype(np.uint8)

@@ -92,9 +92,18 @@ class Settings:
 
     # The model tier
     model: str = _setting(
-        "auto", "Checkpoint: a name from `sam2-backend checkpoints list`, a .pt file, a Hugging Face folder or id, random:NAME, or auto."
+        "auto",
+        "Checkpoint: a name from `sam2-backend checkpoints list`, a .pt file, a Hugging Face folder or id, edgetam:FOLDER, random:NAME, "
+        "or auto.",
     )
     device: str = _setting("auto", "auto, cpu, mps, cuda or cuda:N.")
+    precision: str = _setting(
+        "auto",
+        "Of the image encoder: fp32, bf16 or fp16; auto: fp32 on the CPU, fp16 on CUDA. Lower ones are faster and change masks a little.",
+    )
+    compile: str = _setting(
+        "off", "off, decoder or all: what a worker has torch compile before it is ready, which takes minutes and a C++ compiler."
+    )
     workers: int = _setting(1, "Workers that `up` starts.")
     worker_name: str = _setting("", "Name of this worker; empty: one is made.")
     torch_threads: int = _setting(0, "CPU threads of one worker; 0: cores divided by workers.")
@@ -167,6 +176,9 @@ class Settings:
             raise SettingsError("SAM2_BASIC_AUTH_USER and SAM2_BASIC_AUTH_PASSWORD go together: set both or neither.")
         if self.log_level not in {"debug", "info", "warning", "error"}:
             raise SettingsError(f"SAM2_LOG_LEVEL={self.log_level} must be debug, info, warning or error.")
+        for name, choices in {"precision": ("auto", "fp32", "bf16", "fp16"), "compile": ("off", "decoder", "all")}.items():
+            if getattr(self, name) not in choices:
+                raise SettingsError(f"{PREFIX}{name.upper()}={getattr(self, name)} must be one of {', '.join(choices)}.")
         for name in ("workers", "web_threads", "predict_wait_s", "heartbeat_s", "propagate_idle_s"):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above 0.")
