@@ -21,8 +21,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sam2_backend.devices import device_errors
 from sam2_backend.embedding_cache import EmbeddingCache
-from sam2_backend.engine import Sam2Engine, device_errors
+from sam2_backend.engine import Sam2Engine
 from sam2_backend.errors import BadCheckpointError, VideoTooLargeError
 from sam2_backend.frame_features import FrameFeatures
 from sam2_backend.frame_sources import Frames
