@@ -53,6 +53,7 @@ def examine(settings: Settings, project_id: int | None = None) -> Iterator[Findi
         ("Python", _python),
         ("torch", lambda: _torch(settings)),
         ("checkpoint", lambda: _checkpoint(settings)),
+        ("videos", _videos),
         ("data folder", lambda: _data_dir(settings)),
         ("Redis and workers", lambda: _queue(settings)),
         ("Label Studio", lambda: _label_studio(settings, project_id)),
@@ -111,6 +112,16 @@ def _checkpoint(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "checkpoint", f"{checkpoint.model_version}, sha256 {checkpoint.sha256}")
+
+
+def _videos() -> Iterator[Finding]:
+    try:
+        import av
+    except ImportError:
+        yield Finding("note", "videos", "PyAV is not installed here: a worker on this machine cannot read them (pip install '.[worker]').")
+        return
+    codecs = [name for name in ("h264", "hevc", "vp9", "av1") if name in av.codecs_available]
+    yield Finding("ok", "videos", f"PyAV {av.__version__} reads {', '.join(codecs)} and more")
 
 
 def _data_dir(settings: Settings) -> Iterator[Finding]:

@@ -64,7 +64,7 @@ class Editor:
     """
 
     def __init__(self, page: Page, base_url: str, screenshots: Path) -> None:
-        self.page, self._base_url, self._screenshots = page, base_url, screenshots
+        self.page, self.base_url, self._screenshots = page, base_url, screenshots
         self.answers: list[dict[str, Any]] = []
         self.contexts: list[dict[str, Any]] = []
         self._shots = 0
@@ -73,7 +73,7 @@ class Editor:
         """Open a task with Auto-Annotation on and Auto-Accept off."""
         self.answers.clear()
         self.contexts.clear()
-        self.page.goto(f"{self._base_url}/projects/{project_id}/data?task={task_id}")
+        self.page.goto(f"{self.base_url}/projects/{project_id}/data?task={task_id}")
         self.page.wait_for_selector(_TOGGLE)
         self._wait_for_image()
         toggle = self.page.locator(_TOGGLE)
