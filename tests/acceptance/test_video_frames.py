@@ -39,13 +39,15 @@ SHOW = """async ([data, type, moments_s]) => {
   return {size_hw: [canvas.height, canvas.width], shown};
 }"""
 
+# Where frames are both reordered and uneven in time, and in WebM with uneven times, Chromium 156 itself seeks one or two frames off now and
+# then: it takes a frame's end from the distance to the next one in the file's order, or from the average.
 CLIPS = {
     "24 frames a second": (functools.partial(encode, range(N), Fraction(1, 24)), 24.0, 0),
     "25 on a grid of 24": (functools.partial(encode, range(N)), 24.0, 0),
     "23.976": (functools.partial(encode, range(N), Fraction(1001, 24000)), 23.976, 0),
     "29.97": (functools.partial(encode, range(N), Fraction(1001, 30000)), 29.97, 0),
     "12.5 on a grid of 24": (functools.partial(encode, range(N), Fraction(2, 25)), 24.0, 0),
-    "uneven times": (functools.partial(encode, UNEVEN_MS, Fraction(1, 1000)), 24.0, 0),
+    "uneven times": (functools.partial(encode, UNEVEN_MS, Fraction(1, 1000), b_frames=0), 24.0, 0),
     "starts late": (functools.partial(encode, [13 + i for i in range(N)]), 24.0, 0),
     "edit list": (functools.partial(encode, [i - 7 for i in range(N)], mux={"avoid_negative_ts": "disabled"}), 24.0, 0),
     "turned by 90": (functools.partial(encode, range(N), rotation=90), 24.0, 1),
