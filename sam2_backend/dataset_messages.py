@@ -185,7 +185,8 @@ class DatasetReply:
     Attributes:
         size_hw: Height and width of the image as a browser shows it.
         masks: Best first; for `boxes` in the order of the boxes.
-        timings_ms: `queue`, `media`, `embed`, `detect`, `decode`, `runs`, as far as they happened; milliseconds.
+        timings_ms: `queue`, `media`, `embed`, `detect`, `decode` (which makes the run lengths), and `others`, the clicks that went
+            before in the middle; as far as they happened; milliseconds.
     """
 
     image_hash: str

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 import redis
 
+from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.errors import SupersededError
 from sam2_backend.messages import ImageJob, ImageReply, WarmJob
-from sam2_backend.queue_format import SEGMENT_IMAGE, WARM_IMAGE, call_of, drawing_key
+from sam2_backend.queue_format import PREANNOTATE_IMAGE, SEGMENT_IMAGE, WARM_IMAGE, Reply, call_of, drawing_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Runtime(Protocol):
     def device(self) -> str: ...
     def segment(self, job: ImageJob) -> ImageReply: ...
     def warm(self, job: WarmJob) -> ImageReply: ...
+    def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply: ...
     def usage(self) -> Usage: ...
     @property
     def propagator(self) -> LongWork: ...
@@ -53,11 +55,16 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is known of a job besides its message."""
+    """What is known of a job besides its message.
+
+    Attributes:
+        let_others: Does what people wait for, and returns; called by slow work at places where the runtime is free for them.
+    """
 
     job_id: str
     queue_ms: float
     connection: redis.Redis
+    let_others: Callable[[], None] = lambda: None
 
 
 _runtime: Runtime | None = None
@@ -95,12 +102,18 @@ def warm_image(job: WarmJob, order: Order) -> ImageReply:
     return _with_queue_time(_installed().warm(job), order)
 
 
-def _with_queue_time(reply: ImageReply, order: Order) -> ImageReply:
+def preannotate_image(job: DatasetJob, order: Order) -> DatasetReply:
+    """Annotate one image of a dataset; clicks go before, between two steps."""
+    return _with_queue_time(_installed().preannotate(job, order.let_others), order)
+
+
+def _with_queue_time(reply: Reply, order: Order) -> Reply:
     return replace(reply, timings_ms={"queue": order.queue_ms, **reply.timings_ms})
 
 
 #: All that a worker runs: name on the queue → (function, the message it takes).
-SERVED: dict[str, tuple[Callable[[Any, Order], ImageReply], type[ImageJob | WarmJob]]] = {
+SERVED: dict[str, tuple[Callable[[Any, Order], ImageReply | DatasetReply], type[ImageJob | WarmJob | DatasetJob]]] = {
     SEGMENT_IMAGE: (segment_image, ImageJob),
     WARM_IMAGE: (warm_image, WarmJob),
+    PREANNOTATE_IMAGE: (preannotate_image, DatasetJob),
 }

@@ -11,21 +11,30 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import redis
 
+from sam2_backend.dataset_messages import DatasetReply
 from sam2_backend.errors import JobRefusedError, Sam2BackendError, error_from_code
 from sam2_backend.messages import ImageReply, from_wire, to_wire
 
+Reply = TypeVar("Reply", ImageReply, DatasetReply)
+
 SEGMENT_IMAGE = "sam2_backend.jobs.segment_image"
 WARM_IMAGE = "sam2_backend.jobs.warm_image"
+PREANNOTATE_IMAGE = "sam2_backend.jobs.preannotate_image"
+
+#: The queue of whole datasets, of all workers together: done where nobody waits, after propagations.
+PREANNOTATE = "preannotate"
 
 #: Messages above this are put beside the queue: rq compresses an argument and copies it at every step.
 MAX_ARGUMENT_BYTES = 10_000
 
 BLOB_TTL_S = 3600
 REPLY_TTL_S = 60
+#: Whoever annotates a dataset collects answers now and then.
+DATASET_REPLY_TTL_S = 3600
 DRAWING_TTL_S = 120
 #: A private queue is refreshed at every enqueue and outlives any wait; nothing of a worker that never returns stays for ever.
 QUEUE_TTL_S = 3600
@@ -41,6 +50,11 @@ def private_queue(kind: str, worker: str) -> str:
 
 def queues_served(worker: str) -> list[str]:
     """Every queue that a worker listens on, most urgent first."""
+    return [*queues_of_people(worker), PREANNOTATE]
+
+
+def queues_of_people(worker: str) -> list[str]:
+    """The queues that somebody waits behind: what is slower gives way to them."""
     return [private_queue("interactive", worker), "interactive", private_queue("warm", worker), "warm"]
 
 
@@ -118,7 +132,7 @@ def unpack_job(envelope: Any, connection: redis.Redis) -> tuple[Any, float]:
     return json.loads(data), float(envelope["sent_at"])
 
 
-def pack_answer(answer: ImageReply | Sam2BackendError) -> bytes:
+def pack_answer(answer: ImageReply | DatasetReply | Sam2BackendError) -> bytes:
     """What a worker pushes."""
     if isinstance(answer, Sam2BackendError):
         error = {"ok": False, "code": answer.code, "message": answer.message, "retry_after_s": answer.retry_after_s}
@@ -128,10 +142,19 @@ def pack_answer(answer: ImageReply | Sam2BackendError) -> bytes:
 
 def unpack_answer(data: bytes) -> ImageReply | Sam2BackendError:
     """What the web tier reads; a malformed answer is an error as a value too."""
+    return _unpack(data, ImageReply)
+
+
+def unpack_dataset_answer(data: bytes) -> DatasetReply | Sam2BackendError:
+    """As `unpack_answer`, to a DatasetJob."""
+    return _unpack(data, DatasetReply)
+
+
+def _unpack(data: bytes, kind: type[Reply]) -> Reply | Sam2BackendError:
     try:
         answer = json.loads(data)
         if answer["ok"]:
-            return from_wire(ImageReply, answer["reply"])
+            return from_wire(kind, answer["reply"])
         return error_from_code(answer["code"], answer["message"], answer["retry_after_s"])
     except (KeyError, TypeError, ValueError):
         return JobRefusedError("A worker's answer is malformed. Run the same version on the web tier and the workers.")

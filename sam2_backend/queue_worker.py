@@ -7,9 +7,10 @@ before the work and one after it, and nothing left behind that has no end of lif
 from __future__ import annotations
 
 import logging
+import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,11 +22,21 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker.base import WorkerStatus as RqState
 
+from sam2_backend.dataset_messages import DatasetReply
 from sam2_backend.errors import JobTimedOutError, Sam2BackendError, SupersededError
 from sam2_backend.jobs import Runtime
 from sam2_backend.liveness import BEATS_UNTIL_DEAD, announce, bury, incarnation
 from sam2_backend.messages import ImageReply, WorkerStatus
-from sam2_backend.queue_format import REPLY_TTL_S, pack_answer, queues_served, reply_key, worker_key
+from sam2_backend.queue_format import (
+    DATASET_REPLY_TTL_S,
+    PREANNOTATE,
+    REPLY_TTL_S,
+    pack_answer,
+    queues_of_people,
+    queues_served,
+    reply_key,
+    worker_key,
+)
 from sam2_backend.redis_connection import BLOCK_S, SOCKET_TIMEOUT_S
 from sam2_backend.safe_job import SafeJob
 
@@ -62,6 +73,8 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         self.hostname, self.pid, self.ip_address = status.hostname, status.pid, "unknown"
         self.birth_date = self.last_heartbeat = now()
         self._status, self._heartbeat_s = status, heartbeat_s
+        people = queues_of_people(status.name)
+        self._people = [queue for queue in self.queues if queue.name in people]
         self._runtime: Runtime | None = None
         self._redis_is_down = False
 
@@ -93,7 +106,8 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
     def serve(self, runtime: Runtime, should_stop: Callable[[], bool]) -> None:
         """Take jobs until told to stop; looked at between jobs, and every second while idle. Outlives any absence of Redis.
 
-        Where no job waits, a piece of a propagation is done: whoever clicks waits for one piece at most.
+        Where no job waits, a piece of a propagation is done, and where there is none, an image of a dataset: whoever clicks waits for
+        one piece at most.
         """
         self._runtime = runtime
         propagator, has_more = runtime.propagator, False
@@ -104,10 +118,10 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 if self._redis_is_down:
                     self.beat()
                     self._redis_is_down = False
-                found = self._next_job(waits=not has_more)
+                found = self._next_job(self._people if has_more else self.queues, waits=not has_more)
                 if found is not None:
                     self.execute_job(*found)
-                else:
+                if found is None or found[1].name == PREANNOTATE:
                     has_more = propagator.step(self.name)
                     self._status = replace(self._status, state=self._state_between_jobs())
             except redis.RedisError as error:
@@ -152,21 +166,32 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         )
         self._push(job, answer)
 
-    def _answer(self, job: SafeJob, limit_s: int) -> ImageReply | Sam2BackendError:
+    def _let_people(self) -> None:
+        """Do what people wait for, in the middle of another job, whose time limit stands still meanwhile."""
+        try:
+            while found := self._next_job(self._people, waits=False):
+                with _paused_alarm():
+                    self.execute_job(*found)
+                self._status = replace(self._status, state="busy")
+        except redis.RedisError as error:
+            log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
+
+    def _answer(self, job: SafeJob, limit_s: int) -> ImageReply | DatasetReply | Sam2BackendError:
         try:
             with self.death_penalty_class(limit_s, JobTimeoutException, job_id=job.id):
-                return job.answer()
+                return job.answer(self._let_people)
         except JobTimeoutException:
             log.warning("job %s exceeded its limit of %d s", job.id, limit_s)
             return JobTimedOutError(f"The worker did not finish within {limit_s} s. Click again, or use a smaller model.")
 
-    def _push(self, job: SafeJob, answer: ImageReply | Sam2BackendError) -> None:
+    def _push(self, job: SafeJob, answer: ImageReply | DatasetReply | Sam2BackendError) -> None:
+        ttl_s = DATASET_REPLY_TTL_S if job.origin == PREANNOTATE else REPLY_TTL_S
         data = pack_answer(answer)
         for left in reversed(range(_PUSHES)):
             try:
                 with self.connection.pipeline() as pipe:
                     pipe.rpush(reply_key(job.id), data)
-                    pipe.expire(reply_key(job.id), REPLY_TTL_S)
+                    pipe.expire(reply_key(job.id), ttl_s)
                     pipe.delete(job.key)
                     self.set_state(RqState.IDLE, pipe)
                     self.set_current_job_id(None, pipe)
@@ -180,10 +205,10 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
     def _state_between_jobs(self) -> Literal["idle", "busy"]:
         return "busy" if self._runtime and self._runtime.propagator.is_busy else "idle"
 
-    def _next_job(self, *, waits: bool) -> tuple[SafeJob, Queue] | None:
+    def _next_job(self, queues: Sequence[Queue], *, waits: bool) -> tuple[SafeJob, Queue] | None:
         try:
             found: tuple[SafeJob, Queue] | None = Queue.dequeue_any(
-                self.queues, round(BLOCK_S) if waits else None, connection=self.connection, job_class=SafeJob, serializer=JSONSerializer
+                queues, round(BLOCK_S) if waits else None, connection=self.connection, job_class=SafeJob, serializer=JSONSerializer
             )
             return found
         except DequeueTimeout:
@@ -197,3 +222,14 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
     def _drop(self, job_id: Any, error: Exception) -> None:
         log.warning("job %s has an unreadable record (%s) and was dropped: sam2-backend did not write it", job_id, type(error).__name__)
         self.connection.delete(SafeJob.redis_job_namespace_prefix + job_id)
+
+
+@contextmanager
+def _paused_alarm() -> Iterator[None]:
+    """The alarm that is set goes off later by as long as this lasts; the one set within is its own."""
+    handler, (left_s, _) = signal.getsignal(signal.SIGALRM), signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, left_s)

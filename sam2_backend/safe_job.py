@@ -9,6 +9,7 @@ import logging
 import re
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -16,6 +17,7 @@ from rq.exceptions import DeserializationError
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
+from sam2_backend.dataset_messages import DatasetReply
 from sam2_backend.errors import JobRefusedError, QueueDownError, Sam2BackendError
 from sam2_backend.jobs import SERVED, Order
 from sam2_backend.messages import ImageReply, from_wire
@@ -41,14 +43,17 @@ class SafeJob(Job):  # type: ignore[misc]
         """Refused: rq's own way would import the function that the job names."""
         raise JobRefusedError("A job is answered, never performed.")
 
-    def answer(self) -> ImageReply | Sam2BackendError:
+    def answer(self, let_others: Callable[[], None] = lambda: None) -> ImageReply | DatasetReply | Sam2BackendError:
         """Do the work. Every failure becomes an error as a value; only the log sees a traceback.
+
+        Args:
+            let_others: See `jobs.Order`.
 
         Raises:
             JobTimeoutException: the alarm that the worker set went off.
         """
         try:
-            return self._served()
+            return self._served(let_others)
         except Sam2BackendError as error:
             log.info("job %s answers %s: %s", self.id, error.code, error.message)
             return error
@@ -61,7 +66,7 @@ class SafeJob(Job):  # type: ignore[misc]
             log.error("job %s failed\n%s", self.id, without_secrets(traceback.format_exc()))  # noqa: TRY400  the traceback is scrubbed
             return Sam2BackendError(f"The worker failed on this job ({type(error).__name__}). Its log tells more under job {self.id}.")
 
-    def _served(self) -> ImageReply:
+    def _served(self, let_others: Callable[[], None]) -> ImageReply | DatasetReply:
         try:
             name, instance, args, kwargs = self.func_name, self.instance, self.args, self.kwargs
         except DeserializationError as error:
@@ -71,7 +76,7 @@ class SafeJob(Job):  # type: ignore[misc]
         function, kind = SERVED[name]
         message, sent_at = unpack_job(args[0], self.connection)
         queue_ms = round(max(0.0, time.time() - sent_at) * 1000, 3)
-        return function(from_wire(kind, message), Order(self.id, queue_ms, self.connection))
+        return function(from_wire(kind, message), Order(self.id, queue_ms, self.connection, let_others))
 
 
 def without_secrets(text: str) -> str:

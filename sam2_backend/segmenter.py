@@ -6,10 +6,8 @@ A warm click costs a look-up in the media index and in the cache, then the decod
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 
 from sam2_backend import masks, refinement
+from sam2_backend.clock import Clock
+from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
 from sam2_backend.engine import ImageEmbedding, Sam2Engine
 from sam2_backend.errors import MediaUnreadableError
@@ -24,28 +24,10 @@ from sam2_backend.images import ImageInfo, Orientation, load_rgb, orientation_fo
 from sam2_backend.jobs import LongWork, Usage
 from sam2_backend.media import MediaFile, MediaStore
 from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MediaRef, ObjectMask, WarmJob
+from sam2_backend.preannotation import Preannotation
 from sam2_backend.refinement import LogitsCache, Step
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Milliseconds by step; a step inside another is taken off the outer one."""
-
-    spent_ms: dict[str, float] = field(default_factory=dict)
-    _inner_ms: float = 0.0
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        outer_inner_ms, self._inner_ms = self._inner_ms, 0.0
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            whole_ms = (time.perf_counter() - start) * 1000
-            self.spent_ms[name] = round(self.spent_ms.get(name, 0.0) + whole_ms - self._inner_ms, 3)
-            self._inner_ms = outer_inner_ms + whole_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +56,7 @@ class Segmenter:
     worker_name: str
     max_pixels: int
     propagator: LongWork
+    preannotation: Preannotation
 
     @property
     def model_version(self) -> str:
@@ -90,7 +73,7 @@ class Segmenter:
             MediaError: the image cannot be had, or is not what the client sees.
             GpuMemoryError: the device is full, also after its cache tier was emptied.
         """
-        clock = _Clock()
+        clock = Clock()
         found = self._embedding(job.media, job.size_hw, clock)
         with clock.step("decode"):
             steps = self.embeddings.with_room(
@@ -106,8 +89,12 @@ class Segmenter:
         Raises:
             MediaError, GpuMemoryError: as for `segment`.
         """
-        clock = _Clock()
+        clock = Clock()
         return self._reply("warm", self._embedding(job.media, None, clock), clock, ())
+
+    def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply:
+        """See `Preannotation.answer`."""
+        return self.preannotation.answer(job, let_others)
 
     def usage(self) -> Usage:
         stats = self.embeddings.stats()
@@ -117,7 +104,7 @@ class Segmenter:
             used = total - free
         return Usage(stats.device_bytes, stats.host_bytes, used, total, {tier: float(count) for tier, count in stats.hits.items()})
 
-    def _embedding(self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: _Clock) -> _Found:
+    def _embedding(self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: Clock) -> _Found:
         with clock.step("media"):
             key = self._indexed_key(media, shown_size_hw)
         for _ in range(2):
@@ -147,7 +134,7 @@ class Segmenter:
     def _key(self, image_hash: str, info: ImageInfo, shown_size_hw: tuple[int, int] | None) -> EmbeddingKey:
         return EmbeddingKey(image_hash, self.engine.model_id, self.engine.preprocessing, orientation_for(info, shown_size_hw))
 
-    def _make(self, media: MediaRef, file: MediaFile | None, key: EmbeddingKey, clock: _Clock) -> ImageEmbedding:
+    def _make(self, media: MediaRef, file: MediaFile | None, key: EmbeddingKey, clock: Clock) -> ImageEmbedding:
         with clock.step("media"):
             fetched = file or self.store.fetch(media)
             if fetched.image_hash != key.image_hash:
@@ -155,7 +142,7 @@ class Segmenter:
             image = load_rgb(fetched.data, cast("Orientation", key.orientation), self.max_pixels)
         return self.embeddings.with_room(lambda: self.engine.embed(image))
 
-    def _reply(self, kind: str, found: _Found, clock: _Clock, objects: tuple[ObjectMask, ...]) -> ImageReply:
+    def _reply(self, kind: str, found: _Found, clock: Clock, objects: tuple[ObjectMask, ...]) -> ImageReply:
         fields = {"kind": kind, "image": found.image_hash[:6], "prompts": len(objects), "cache": found.tier}
         fields |= {f"{step}_ms": round(ms, 1) for step, ms in clock.spent_ms.items()}
         text = " ".join(f"{name}={value}" for name, value in fields.items())

@@ -45,6 +45,8 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
     from sam2_backend.engine import Sam2Engine
     from sam2_backend.frame_sources import open_frames
     from sam2_backend.media import MediaStore
+    from sam2_backend.pictures import Atelier
+    from sam2_backend.preannotation import Preannotation
     from sam2_backend.propagation import Propagation
     from sam2_backend.propagation_claims import Claims
     from sam2_backend.propagator import Propagator
@@ -76,7 +78,9 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
         return {incarnation(worker) for worker in live_workers(connection)}
 
     propagator = Propagator(Claims(connection, settings), open_work, live_incarnations, settings, name, engine.model_version)
-    return Segmenter(engine, store, cache, LogitsCache(settings.logits_cache_entries), name, settings.media_max_pixels, propagator)
+    logits, most_px = LogitsCache(settings.logits_cache_entries), settings.media_max_pixels
+    preannotation = Preannotation(Atelier(engine, store, cache, most_px), name)
+    return Segmenter(engine, store, cache, logits, name, most_px, propagator, preannotation)
 
 
 def run_worker(settings: Settings, build_runtime: BuildRuntime = load_runtime) -> int:

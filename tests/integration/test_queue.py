@@ -68,7 +68,7 @@ def test_nothing_of_an_answered_job_stays_in_redis(dispatcher, workers):
     keys = until(lambda: (k := workers.connection.keys("*")) and not any(b"rq:job" in key for key in k) and k)
     without_end = {key for key in keys if workers.connection.ttl(key) < 0}
     assert without_end <= {b"sam2:workers", b"sam2:model_version", b"rq:workers", b"rq:queues"} | {
-        f"rq:workers:{queue}".encode() for queue in ("interactive", "warm", "interactive@w0", "warm@w0")
+        f"rq:workers:{queue}".encode() for queue in ("interactive", "warm", "interactive@w0", "warm@w0", "preannotate")
     }
 
 

@@ -2,7 +2,8 @@
 
 Run as a program; the environment holds the settings. `sleep:S` sleeps; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
 the process;
-`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. A propagation only counts, see slow_counting.
+`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. A DatasetJob obeys the ids of its boxes and lets
+others go before, after each. A propagation only counts, see slow_counting.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import redis
 
+from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply
 from sam2_backend.errors import error_from_code
 from sam2_backend.jobs import Usage
 from sam2_backend.liveness import incarnation, live_workers
@@ -52,6 +55,13 @@ class RuntimeWithoutModel:
         self._redis.rpush("sam2:test:warmed", f"{self._name} {job.media.uri}")
         time.sleep(0.02)
         return ImageReply("hash", VERSION, self._name, "none")
+
+    def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply:
+        masks = []
+        for box in job.boxes:
+            masks.append(DatasetMask(box.label, self._obey(box.box_id), 0.5, box.box, 1, box.box_id))
+            let_others()
+        return DatasetReply("hash", (2, 2), VERSION, self._name, "none", tuple(masks))
 
     def usage(self) -> Usage:
         return Usage(hits={"device": 3.0})

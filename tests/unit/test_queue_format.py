@@ -69,8 +69,8 @@ def test_a_malformed_answer_is_an_error_and_no_crash(data):
     assert type(unpack_answer(data)) is JobRefusedError
 
 
-def test_the_worker_serves_clicks_before_warming_and_its_own_before_the_shared():
-    assert queues_served("w") == ["interactive@w", "interactive", "warm@w", "warm"]
+def test_the_worker_serves_clicks_before_warming_its_own_before_the_shared_and_datasets_last():
+    assert queues_served("w") == ["interactive@w", "interactive", "warm@w", "warm", "preannotate"]
 
 
 def test_only_the_call_decides_who_is_newer():
