@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam2_backend.network import FeatureMaps, Sam2Network
 from sam2_backend.network.sam2 import N_POINTERS
-from sam2_backend.tracker_heads import Found, TrackerHeads
+from sam2_backend.tracker_heads import Found, TrackerHeads, without_overlap
 from sam2_backend.tracker_memory import FrameMemory, ObjectMemory, Reading
 from sam2_backend.tracker_state import pack, unpack
 
@@ -18,8 +18,6 @@ __all__ = ["FrameLogits", "Tracker", "TrackerOptions", "TrackerPrompt"]
 
 #: The mask that was there before is read with its logits limited to this, as the reference's predictors do.
 _PREVIOUS_LOGIT_LIMIT = 32.0
-#: What a pixel's logit is lowered to where another object is surer of it.
-_OVERLAP_LOGIT = -10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +232,6 @@ class Tracker:
         if self._options.non_overlap:
             logits = without_overlap(logits)
         return FrameLogits(object_ids, logits, torch.stack([f.object_logit for f in frames]), torch.stack([f.score for f in frames]))
-
-
-def without_overlap(logits: Tensor) -> Tensor:
-    """Leave each pixel of (B, h, w) to the object that is surest of it. Source: sam2_base.py, _apply_non_overlapping_constraints."""
-    owner = logits.argmax(0, keepdim=True)
-    is_owner = owner == torch.arange(logits.shape[0], device=logits.device)[:, None, None]
-    return torch.where(is_owner, logits, logits.clamp(max=_OVERLAP_LOGIT))
 
 
 def _frames(found: Found, maps: Tensor, *, was_tracked: bool = False) -> Iterator[FrameMemory]:

@@ -20,6 +20,8 @@ _DRAWN_LOGIT = 10.0
 #: A single mask is stable where moving the threshold by this much hardly changes its area.
 _STABILITY_DELTA = 0.05
 _STABILITY_MIN = 0.98
+#: What a pixel's logit is lowered to where another object is surer of it.
+_OVERLAP_LOGIT = -10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,6 +123,13 @@ class TrackerHeads:
 
     def _memory_precision(self, image: Tensor) -> AbstractContextManager[object]:
         return torch.autocast(image.device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def without_overlap(logits: Tensor) -> Tensor:
+    """Leave each pixel of (B, h, w) to the object that is surest of it. Source: sam2_base.py, _apply_non_overlapping_constraints."""
+    owner = logits.argmax(0, keepdim=True)
+    is_owner = owner == torch.arange(logits.shape[0], device=logits.device)[:, None, None]
+    return torch.where(is_owner, logits, logits.clamp(max=_OVERLAP_LOGIT))
 
 
 def _is_stable(logits: Tensor) -> Tensor:

@@ -96,6 +96,16 @@ def test_a_correction_after_a_restart_is_the_one_without(network):
     assert_identical(run(other, range(9, 14)), run(tracker, range(9, 14)))
 
 
+def test_a_step_that_is_done_again_gives_the_same_and_leaves_the_same(network):
+    """As after a device that was full in the middle of it."""
+    tracker = Tracker(network, CPU)
+    tracker.prompt(0, features(0), [click("a", 10.0), click("b", 30.0)])
+    run(tracker, range(1, 18))
+    first, left = tracker.step(18, features(18)), tracker.to_bytes()
+    assert_identical([tracker.step(18, features(18))], [first])
+    assert tracker.to_bytes() == left
+
+
 def test_bytes_that_are_damaged_foreign_or_of_another_network_are_refused(network):
     tracker = Tracker(network, CPU)
     tracker.prompt(0, features(0), [click("a", 10.0)])
