@@ -62,7 +62,7 @@ def jaccard(clip: Clip, owners: tuple[int, ...], masks: Iterator[np.ndarray]) ->
 
 def measure_clips(network: Sam2Network, judges: dict[str, list[Clip]]) -> dict[str, float]:
     """`KIND_j` → mean over frames, objects and clips; `hidden_found_again` → the share of clips."""
-    folded, owners = copy.deepcopy(network).cpu().fold(), tuple(range(1, N_OBJECTS + 1))
+    folded, owners = copy.deepcopy(network).fold(), tuple(range(1, N_OBJECTS + 1))
     scores = {kind: [jaccard(clip, owners, followed(folded, clip, owners)) for clip in clips] for kind, clips in judges.items()}
     figures = {f"{kind}_j": round(float(np.mean(parts)), 4) for kind, parts in scores.items()}
     again = [part[0, -LAST_FRAMES:].mean() >= FOUND_IOU for part in scores["hidden"]]

@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 #: SAM weighs focal to dice 20 to 1, with a focal loss that counts objects a quarter; with less, small objects are learnt sooner.
-FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 5.0, 1.5, 0.3
-LOSERS_WEIGHT = 0.05
+FOCAL_WEIGHT, DICE_WEIGHT, IOU_WEIGHT = 5.0, 1.5, 1.0
+LOSERS_WEIGHT = 0.1
 
 
 def mask_loss(logits: Tensor, coverage: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Phase:
 PHASES = (
     Phase(0.1, BatchSize(side_px=128, images=12, prompts_per_image=4, fresh_images=6), (0.8, 0.2, 0.0, 0.0)),
     Phase(0.66, BatchSize(side_px=128, images=12, prompts_per_image=4, fresh_images=6), (0.4, 0.35, 0.15, 0.1)),
-    Phase(9.99, BatchSize(side_px=256, images=8, prompts_per_image=3, fresh_images=3), (0.35, 0.35, 0.2, 0.1)),
+    Phase(9.99, BatchSize(side_px=256, images=8, prompts_per_image=3, fresh_images=3), (0.6, 0.25, 0.1, 0.05)),
 )
 
 

@@ -28,9 +28,9 @@ SHARES = {
     "mask_downsample": 1.0,
     "obj_ptr_": 1.0,
     "no_obj_": 1.0,
-    "sam_prompt_encoder.": 0.2,
-    "sam_mask_decoder.": 0.2,
-    "no_mem_embed": 0.2,
+    "sam_prompt_encoder.": 0.3,
+    "sam_mask_decoder.": 0.3,
+    "no_mem_embed": 0.3,
 }
 PICTURES_EVERY = 4  # steps
 JUDGED_SCENES, JUDGED_CLIPS = 32, 8
@@ -47,7 +47,7 @@ class ClipPhase:
 
 PHASES = (
     ClipPhase(0.15, ClipBatchSize(ClipSize(128, 6), clips=4, fresh_clips=2, tracks_per_clip=2), truth_share=0.7),
-    ClipPhase(0.6, ClipBatchSize(ClipSize(128, 8), clips=4, fresh_clips=2, tracks_per_clip=2), truth_share=0.2),
+    ClipPhase(0.5, ClipBatchSize(ClipSize(128, 8), clips=4, fresh_clips=2, tracks_per_clip=2), truth_share=0.2),
     ClipPhase(9.99, ClipBatchSize(ClipSize(256, 8), clips=2, fresh_clips=1, tracks_per_clip=2), truth_share=0.1),
 )
 PICTURES = Phase(9.99, BatchSize(side_px=256, images=6, prompts_per_image=3, fresh_images=2), (0.35, 0.35, 0.2, 0.1))
@@ -75,7 +75,7 @@ def video_course(work: Path) -> Course:
     def measured(network: Sam2Network) -> dict[str, float]:
         return {**measure(network, scene_judges), **measure_clips(network, clip_judges)}
 
-    return Course("video", SEED, start, SHARES, PEAK_RATE, loss, measured, measure_every_s=400.0)
+    return Course("video", SEED, start, SHARES, PEAK_RATE, loss, measured, measure_every_s=600.0)
 
 
 if __name__ == "__main__":

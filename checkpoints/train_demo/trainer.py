@@ -1,5 +1,6 @@
 """The loop that both courses share: steps, a running average of the weights, measuring, and a state file to go on from."""
 
+import copy
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -119,7 +120,7 @@ class Trainer:
 
     def measure(self) -> None:
         """Append the figures at full size to the log, keep the state, and the average as the best where it is the best so far."""
-        figures = self.course.measure(self.average)
+        figures = self.course.measure(copy.deepcopy(self.average).cpu())
         score = sum(figures.values()) / len(figures)
         rate = learning_rate(self.progress, self.total_s, self.course.peak_rate)
         line = {"time": time.strftime("%H:%M:%S"), **asdict(self.progress), "rate": rate, **figures}
