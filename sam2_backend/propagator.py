@@ -211,6 +211,7 @@ class Propagator:
             copy_known_runs(self._claims, held.claim.session, work, progress)
         height, width = work.size_hw
         progress.facts = {"n_frames": work.n_results, "height": height, "width": width, "model_version": self._model_version}
+        log.info("propagation %s: of %d results %d are known", held.name, work.n_results, progress.n_rows)
         held.progress, held.work, held.pieces, held.bank = progress, work, work.work(), b""
 
     def _is_save_due(self, held: _InHand) -> bool:
