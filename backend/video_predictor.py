@@ -5,6 +5,7 @@ Asking again returns more, or everything. Where the answer was not the whole, th
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from sam2_backend.settings import Settings
 from sam2_backend.video_messages import PropagateJob, PropagationState
 
 KEY = "sam2:track:"
-"""What a drawing is tracked by now, by project, task and its first object: a newer request makes the older propagation pointless."""
+"""What an object is tracked by now, by project, task and object: a newer request makes the older propagation pointless."""
 
 
 class PropagationsLike(Protocol):
@@ -113,14 +114,18 @@ class VideoPredictor:
         return Prediction(result, round(sum(scores) / len(scores), 4) if scores else 0.0)
 
     def _retire(self, job: PropagateJob, request: Request) -> None:
-        """Cancel what an older state of the same drawing started."""
-        key = KEY + digest(request.project, task_name([request.task]), job.keyframes[0].object_id)
+        """Cancel what older states of the same drawing started: sessions all of whose objects are in this job, and asked otherwise now."""
+        objects = list(dict.fromkeys(keyframe.object_id for keyframe in job.keyframes))
+        record = json.dumps([job.session, objects])
         with redis_errors_as_ours():
-            older: Any = self._redis().set(key, job.session, ex=self._settings.propagate_idle_s, get=True)
-        name = older.decode() if isinstance(older, bytes) else older
-        if name and name != job.session:
-            self.pushes.settle([name])
-            self.propagations.cancel(name)
+            client = self._redis()
+            keys = [KEY + digest(request.project, task_name([request.task]), object_id) for object_id in objects]
+            records: list[Any] = [client.set(key, record, ex=self._settings.propagate_idle_s, get=True) for key in keys]
+        older = {session: known for session, known in map(json.loads, filter(None, records)) if session != job.session}
+        for session, known in older.items():
+            if set(known) <= set(objects):
+                self.pushes.settle([session])
+                self.propagations.cancel(session)
 
 
 def _raise_failure(states: Sequence[PropagationState]) -> None:

@@ -233,6 +233,19 @@ def test_a_correction_is_new_work_and_ends_the_old(tracks, propagations):
     assert [k.grid_idx for k in propagations.jobs[new].keyframes] == [0, 11]
 
 
+def test_an_object_that_gets_another_label_does_not_end_the_work_on_those_it_was_with(tracks, propagations):
+    """Label Studio sends the regions of one label: first both, then the one alone, then both again."""
+    propagations.n_done = 12
+    both = [region(1), region(3, region_id="r2")]
+    ask(tracks, *both)
+    ask(tracks, both[1])
+    (first, second) = propagations.jobs
+    assert propagations.phases.get(first) is None
+    ask(tracks, *both)
+    assert propagations.phases.get(second) == "cancelled"
+    assert propagations.state(first).phase == "running"
+
+
 def test_regions_that_nobody_drew_on_come_back_unchanged(tracks, propagations):
     ours = region(1)
     ours["value"]["sequence"][0]["auto"] = True
