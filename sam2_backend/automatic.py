@@ -142,13 +142,8 @@ def _without_small_parts(found: list[AutomaticMask], options: EverythingOptions)
     limit_px = options.min_mask_region_area - 1
     cleaned, is_same = [], []
     for mask in found:
-        whole = masks.mask_from_runs(mask.runs)
-        clean = masks.clean(whole, limit_px, limit_px)
-        is_same.append(float(clean is whole))
-        if clean is whole:
-            cleaned.append(mask)
-            continue
-        runs = masks.runs_from_mask(clean)
+        runs = masks.runs_from_mask(masks.clean(masks.mask_from_runs(mask.runs), limit_px, limit_px))
+        is_same.append(float(runs == mask.runs))
         left, top, right, bottom = masks.box_xyxy_px(runs) or (0, 0, 1, 1)
         cleaned.append(replace(mask, runs=runs, box_xyxy_px=(left, top, right - 1, bottom - 1)))
     return _distinct(cleaned, is_same, max(options.box_nms_thresh, options.crop_nms_thresh))
