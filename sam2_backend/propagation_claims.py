@@ -151,6 +151,14 @@ class Claims:
 
         self._write(claim, clear)
 
+    def drop_bank(self, claim: Claim) -> None:
+        """Make room. What was found stays; asked for again, the session begins anew.
+
+        Raises:
+            SessionLostError: as for `save`.
+        """
+        self._write(claim, lambda pipe: pipe.delete(claim.keys.bank))
+
     def finish(self, claim: Claim, progress: Progress, error: str = "") -> None:
         """Let go of a session that is done or, with an error (`code: message`), has failed.
 

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Collection, Generator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Protocol
@@ -31,6 +32,11 @@ log = logging.getLogger(__name__)
 #: Saving may take this share of the time: a memory of many objects is large.
 _MOST_SAVING = 0.05
 _OPENING_POLL_S = 0.02
+_ROOM_WAIT_S = 15.0
+_NO_ROOM = (
+    "overloaded: Redis has no room for what was found. Give it more memory, or lower SAM2_PROPAGATE_BYTES or SAM2_REDIS_CACHE_BYTES, "
+    "and ask again."
+)
 
 
 class Work(Plan, Protocol):
@@ -74,6 +80,7 @@ class _InHand:
     taken_at: float = field(default_factory=time.monotonic)
     saved_at: float = -math.inf
     saving_s: float = 0.0
+    gives_up_at: float = math.inf
 
     @property
     def name(self) -> str:
@@ -135,6 +142,8 @@ class Propagator:
         except SessionLostError:
             log.info("propagation %s is no longer ours", held.name)
             self._let_go(held)
+        except redis.OutOfMemoryError:
+            self._make_room(held)
         except redis.RedisError:
             raise
         except Sam2BackendError as error:
@@ -264,6 +273,18 @@ class Propagator:
         self._claims.finish(held.claim, as_saved, held.error)
         log.info("propagation %s failed: %s", held.name, held.error)
         self._let_go(held)
+
+    def _make_room(self, held: _InHand) -> None:
+        """Redis is full: give up this session, and all that it holds where for a while even that cannot be written down."""
+        if time.monotonic() >= held.gives_up_at:
+            self._claims.store.forget(held.claim.session)
+            self._let_go(held)
+            return
+        if held.error:
+            raise redis.OutOfMemoryError  # again soon: Redis frees what a refused command took with some delay
+        held.error, held.gives_up_at = _NO_ROOM, time.monotonic() + _ROOM_WAIT_S
+        with suppress(SessionLostError):
+            self._claims.drop_bank(held.claim)
 
     def _let_go(self, held: _InHand) -> None:
         self._held = None

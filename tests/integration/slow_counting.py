@@ -1,7 +1,7 @@
 """Stands in for a propagation where there is no model: counts frames, and what it finds on one depends on all frames before it.
 
 A frame that is left out, done twice or done on another's memory changes everything after it. The job's title tells how: `frame_s=0.05`;
-`die=7` ends the process at frame 7, `fail=7` raises there, `open=CODE` fails to open, `salt=X` changes all that is found. Every frame that is done is noted in
+`die=7` ends the process at frame 7, `fail=7` raises there, `open=CODE` fails to open, `salt=X` changes all that is found, `bank=N` adds N bytes to the bank. Every frame that is done is noted in
 `sam2:test:frames` as `WORKER FRAME`.
 """
 
@@ -62,7 +62,7 @@ class SlowCounting:
 
     def bank(self) -> bytes:
         assert self.is_at_boundary
-        return json.dumps([self._done, self._chain, self._copied]).encode()
+        return json.dumps([self._done, self._chain, self._copied]).encode() + b" " * int(self._wishes.get("bank", 0))
 
     def go_on_with(self, bank: bytes) -> bool:
         self._done, self._chain, self._copied = json.loads(bank)

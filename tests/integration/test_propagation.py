@@ -400,3 +400,26 @@ def test_redis_that_comes_back_empty_has_forgotten_and_the_worker_serves_on(own_
     assert worker.poll() is None
     workers.close()
     dispatcher.close()
+
+
+def test_redis_without_room_ends_the_propagation_in_words_and_the_worker_serves_on(own_redis_server, quick, tmp_path):
+    its_settings = replace(quick, redis_url=own_redis_server.url)
+    workers, dispatcher = Workers(its_settings, tmp_path), Dispatcher(its_settings)
+    propagations = Propagations(its_settings, dispatcher)
+    workers.start("w0")
+    connection = workers.connection
+    connection.config_set("maxmemory-policy", "noeviction")
+    connection.config_set("maxmemory", connection.info("memory")["used_memory"] + 3_000_000)
+    message = video(20, title="bank=8000000")
+    propagations.start(message)
+    state = propagations.wait(message.session, 30)
+    assert state.phase == "failed"
+    assert state.error.startswith("overloaded: Redis has no room")
+    names_in(dispatcher.segment([job()], 20))
+    connection.config_set("maxmemory", 0)
+    assert not connection.exists(SessionKeys(message.session).bank)
+    propagations.start(message)
+    assert propagations.wait(message.session, 30).n_done == 20
+    assert propagations.state(message.session).phase == "done"
+    workers.close()
+    dispatcher.close()
