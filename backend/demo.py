@@ -1,4 +1,4 @@
-"""`demo`: a real Label Studio with a small project whose backend is connected, beside the whole stack, until Ctrl-C."""
+"""`demo`: a real Label Studio with two small projects whose backend is connected, beside the whole stack, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from backend import config_generator
 from backend.child_process import stop_event
+from backend.demo_video import FRAMERATE, make_clip
 from backend.label_studio import LabelStudio
 from backend.label_studio_install import label_studio_command
 from backend.label_studio_process import LabelStudioProcess, free_port
@@ -21,10 +23,17 @@ from sam2_backend.errors import SettingsError
 from sam2_backend.settings import Settings
 
 PROJECT_TITLE = "SAM 2 demo"
+VIDEO_TITLE = "SAM 2 demo: video"
 BACKEND_TITLE = "SAM 2"
 _LABELS = ("Object", "Person", "Animal")
 _FIRST_LABEL_STUDIO_PORT = 8080
 _IMAGES = Path(__file__).with_name("demo_images")
+
+_VIDEO_STEPS = (
+    "  1. Switch on Auto-Annotation, pick a label and draw a box around the saucer.\n"
+    "  2. Click into the box, then click its label off and on: its track appears in the timeline.\n"
+    "  3. Correct the box on any frame, and click the label off and on again.\n\n"
+)
 
 Echo = Callable[[str], None]
 
@@ -68,14 +77,15 @@ def _serve(label_studio: LabelStudioProcess, stack: Stack, stopping: threading.E
     say("the backend is ready; waiting for Label Studio")
     if not label_studio.wait_until_ready(stopping):
         return
-    say("Label Studio is ready; preparing the project")
+    say("Label Studio is ready; preparing the projects")
     client = label_studio.client()
     try:
         project_id = set_up_project(client, stack)
+        video_project_id = set_up_video_project(client, stack)
     finally:
         client.close()
     say("ready")
-    echo(_instructions(label_studio, project_id, stack))
+    echo(_instructions(label_studio, project_id, video_project_id, stack))
     while not stopping.wait(0.2):
         stack.mend()
         if label_studio.mend():
@@ -84,19 +94,31 @@ def _serve(label_studio: LabelStudioProcess, stack: Stack, stopping: threading.E
 
 def set_up_project(client: LabelStudio, stack: Stack) -> int:
     """Make the demo's project, or find it, with its photographs and its backend connected. Returns its id."""
-    project = next((project for project in client.projects() if project["title"] == PROJECT_TITLE), None)
-    if project is None:
-        project = client.create_project(
-            PROJECT_TITLE,
-            config_generator.generate(_LABELS, output="brush", separated=True),  # one row, and the label stays picked
-            description="Click on an object: SAM 2 draws its mask.",
-            show_collab_predictions=True,  # opening a task tells the backend to embed its image
-        )
-    project_id = int(project["id"])
+    config = config_generator.generate(_LABELS, output="brush", separated=True)  # one row, and the label stays picked
+    project = _project(client, PROJECT_TITLE, config, "Click on an object: SAM 2 draws its mask.")
     if not project.get("task_number"):
-        client.upload_files(project_id, sorted(_IMAGES.glob("*.jpg")))
-    _connect(client, project_id, stack)
-    return project_id
+        client.upload_files(project["id"], sorted(_IMAGES.glob("*.jpg")))
+    _connect(client, project["id"], stack)
+    return int(project["id"])
+
+
+def set_up_video_project(client: LabelStudio, stack: Stack) -> int | None:
+    """The same with a clip, which is made here. None: it cannot be made."""
+    clip = stack.settings.data_dir / "demo" / "flying-saucer.mp4"
+    if not clip.exists() and not make_clip(clip):
+        return None
+    config = config_generator.generate_video(["Saucer", "Rocket"], framerate=str(FRAMERATE))
+    project = _project(client, VIDEO_TITLE, config, "Draw a box on any frame, then click its label off and on: SAM 2 tracks it.")
+    if not project.get("task_number"):
+        client.upload_files(project["id"], [clip])
+    _connect(client, project["id"], stack)
+    return int(project["id"])
+
+
+def _project(client: LabelStudio, title: str, label_config: str, description: str) -> dict[str, Any]:
+    found = next((project for project in client.projects() if project["title"] == title), None)
+    # Shown predictions: opening a task tells the backend to embed its image.
+    return found or client.create_project(title, label_config, description=description, show_collab_predictions=True)
 
 
 def _connect(client: LabelStudio, project_id: int, stack: Stack) -> None:
@@ -132,14 +154,16 @@ def _only_one(folder: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _instructions(label_studio: LabelStudioProcess, project_id: int, stack: Stack) -> str:
+def _instructions(label_studio: LabelStudioProcess, project_id: int, video_project_id: int | None, stack: Stack) -> str:
     login = label_studio.login
+    video = f"Video     {label_studio.url}/projects/{video_project_id}/data\n" if video_project_id else ""
     return (
         f"\nOpen      {label_studio.url}/projects/{project_id}/data\n"
         f"Sign in   {login.email}   password {login.password}\n\n"
         "  1. Open a photograph and switch on Auto-Annotation below it; leave Auto-Accept Suggestions off.\n"
         "  2. Pick the purple Auto-Detect tool in the toolbar (a keypoint, or a rectangle for a box), then a label.\n"
         "  3. Click an object: its mask appears. Click again to add, Alt+click to take away; the tick accepts.\n\n"
+        f"{video}{_VIDEO_STEPS if video else ''}"
         f"Backend status: {stack.url}   Label Studio's log: {label_studio.log}\n"
         "Ctrl-C stops everything; the project is kept for the next time.\n"
     )
