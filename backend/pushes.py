@@ -36,20 +36,20 @@ MOST_ATTEMPTS = 12
 LONGEST_PAUSE_S = 600.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Request:
     """A request to track, with all that its result depends on.
 
     Attributes:
         task: `id` and `data`.
-        model_version: Of the workers when it was first asked; empty: not yet.
+        model_version: Of the workers when it was asked.
     """
 
     task: dict[str, Any]
     label_config: str
     context: dict[str, Any]
     project: str
-    model_version: str = ""
+    model_version: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class VideoPredictor:
             RequestError: a region, the task or the labeling config cannot be used.
             MediaError, QueueError, ModelError: as the worker or the queue says.
         """
-        request = Request({"id": task.get("id"), "data": task.get("data")}, label_config, dict(context), project)
+        request = Request({"id": task.get("id"), "data": task.get("data")}, label_config, dict(context), project, self._model_version())
         plans = self._plans(request)
         deadline = time.monotonic() + min(self._settings.propagate_wait_s, self._settings.predict_wait_s)
         jobs = [plan.job for plan in plans if plan.job]
@@ -98,9 +98,7 @@ class VideoPredictor:
 
     def _plans(self, request: Request) -> list[Plan]:
         config, extra_params = parse_label_config(request.label_config), self._extra_params(request.project)
-        version = request.model_version or self._model_version()
-        request.model_version = version
-        return self._planner.plans(Asked(request.task, config, request.context, request.project, extra_params, version))
+        return self._planner.plans(Asked(request.task, config, request.context, request.project, extra_params, request.model_version))
 
     def _shown(self, plans: Sequence[Plan], states: Mapping[str, PropagationState]) -> Prediction:
         result: list[dict[str, Any]] = []

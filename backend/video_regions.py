@@ -71,8 +71,9 @@ def _region(drawn: VideoObject, track: Track | None, framerate: float, tolerance
     if track is None or not track.grid_idx:
         return dict(drawn.region)
     samples = samples_of(track)
-    tracked = set(samples.ls_frames.tolist())
-    before = {kf.ls_frame: dict(kf.raw) for kf in drawn.keyframes if kf.is_ours and kf.ls_frame not in tracked}
+    ours_before = [kf for kf in drawn.keyframes if kf.is_ours]
+    is_tracked = np.isin([kf.ls_frame for kf in ours_before], samples.ls_frames)
+    before = {kf.ls_frame: dict(kf.raw) for kf, is_replaced in zip(ours_before, is_tracked, strict=True) if not is_replaced}
     ours = _keyframes(_with_drawn(samples, drawn.drawn), drawn.drawn, sorted(before), framerate, tolerance_pct)
     by_hand = {kf.ls_frame: dict(kf.raw) for kf in drawn.drawn}
     sequence = before | {int(kf["frame"]): kf for kf in ours} | by_hand
@@ -81,11 +82,13 @@ def _region(drawn: VideoObject, track: Track | None, framerate: float, tolerance
 
 def _with_drawn(samples: Samples, drawn: Sequence[SequenceKeyframe]) -> Samples:
     """The samples with a person's boxes in the place of the tracked ones, or beside them."""
-    boxes = dict(zip(samples.ls_frames.tolist(), samples.boxes_xywh_pct, strict=True))
-    scores = dict(zip(samples.ls_frames.tolist(), samples.scores.tolist(), strict=True))
-    boxes |= {keyframe.ls_frame: np.array(keyframe.box_xywh_pct) for keyframe in drawn}
-    frames = sorted(boxes)
-    return Samples(np.array(frames), np.stack([boxes[f] for f in frames]), np.array([scores.get(f, 1.0) for f in frames]))
+    by_hand = np.array([keyframe.ls_frame for keyframe in drawn], dtype=np.int64)
+    frames = np.union1d(samples.ls_frames, by_hand)
+    boxes, scores = np.full((len(frames), 4), np.nan), np.ones(len(frames))
+    at = np.searchsorted(frames, samples.ls_frames)
+    boxes[at], scores[at] = samples.boxes_xywh_pct, samples.scores
+    boxes[np.searchsorted(frames, by_hand)] = np.array([keyframe.box_xywh_pct for keyframe in drawn]).reshape(-1, 4)
+    return Samples(frames, boxes, scores)
 
 
 def _keyframes(
