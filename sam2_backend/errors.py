@@ -218,6 +218,13 @@ class BadCheckpointError(ModelError):
     code = "bad_checkpoint"
 
 
+class DetectorError(ModelError):
+    """The worker has no open-vocabulary detector: none is set, its packages are missing, or it cannot be loaded."""
+
+    code = "no_detector"
+    status = HTTPStatus.NOT_IMPLEMENTED
+
+
 class GpuMemoryError(ModelError):
     """The device is full, also after its cache tier was emptied."""
 

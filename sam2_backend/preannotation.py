@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sam2_backend.automatic import everything
 from sam2_backend.box_masks import masks_of_boxes
 from sam2_backend.clock import Clock
-from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply, Skipped
+from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply, LabelledBox, Skipped
+from sam2_backend.detector import Detector
+from sam2_backend.errors import PromptError
+from sam2_backend.example_memories import ExampleMemories
 from sam2_backend.pictures import Atelier, Picture
 from sam2_backend.regions_found import best, region
+from sam2_backend.similar import masks_like
+from sam2_backend.text_tokens import usable_texts
 
 log = logging.getLogger(__name__)
+
+#: A detector that is asked for anything finds hundreds of boxes.
+_MOST_DETECTIONS = 300
 
 _Found = tuple[list[DatasetMask], list[Skipped]]
 
@@ -25,10 +33,14 @@ class Preannotation:
     Attributes:
         atelier: Makes pictures of addresses.
         worker_name: For the reply.
+        memories: Made of examples.
+        detector: Loads the detector, once.
     """
 
     atelier: Atelier
     worker_name: str
+    memories: ExampleMemories
+    detector: Callable[[], Detector]
 
     def answer(self, job: DatasetJob, let_others: Callable[[], None] = lambda: None) -> DatasetReply:
         """Annotate one image.
@@ -39,6 +51,8 @@ class Preannotation:
         Raises:
             MediaError: the image cannot be had.
             PromptError: an option is out of its range, or there is nothing to look for.
+            DetectorError: there is no detector for `text`.
+            BadCheckpointError: the model has no memory for `similar`.
             GpuMemoryError: the device is full, also after its cache tier was emptied.
         """
         clock = Clock()
@@ -48,9 +62,9 @@ class Preannotation:
             with clock.step("others"):
                 let_others()
 
-        modes = {"boxes": self._boxes, "everything": self._everything}
+        modes = {"boxes": self._boxes, "everything": self._everything, "text": self._text, "similar": self._similar}
         with clock.step("decode"):
-            found, skipped = self.atelier.embeddings.with_room(lambda: modes[job.mode](job, picture, pause))
+            found, skipped = self.atelier.embeddings.with_room(lambda: modes[job.mode](job, picture, clock, pause))
         fields = {"kind": job.mode, "image": picture.image_hash[:6], "masks": len(found), "skipped": len(skipped), "cache": picture.tier}
         fields |= {f"{step}_ms": round(ms, 1) for step, ms in clock.spent_ms.items()}
         log.info("job %s", " ".join(f"{k}={v}" for k, v in fields.items()), extra={"event_name": "job", "event_fields": fields})
@@ -65,9 +79,27 @@ class Preannotation:
             clock.spent_ms,
         )
 
-    def _boxes(self, job: DatasetJob, picture: Picture, pause: Callable[[], None]) -> _Found:
+    def _boxes(self, job: DatasetJob, picture: Picture, _clock: Clock, pause: Callable[[], None]) -> _Found:
         return masks_of_boxes(self.atelier.engine, picture.embedding(), picture.size_hw, job.boxes, job.mask, pause)
 
-    def _everything(self, job: DatasetJob, picture: Picture, pause: Callable[[], None]) -> _Found:
+    def _everything(self, job: DatasetJob, picture: Picture, _clock: Clock, pause: Callable[[], None]) -> _Found:
         made = everything(self.atelier.engine, picture.pixels(), job.everything, picture.embedding(), pause)
         return [mask for m in made if (mask := region(m.runs, m.score, job.label))], []
+
+    def _text(self, job: DatasetJob, picture: Picture, clock: Clock, pause: Callable[[], None]) -> _Found:
+        texts, skipped = usable_texts(job.texts)
+        if not texts:
+            raise PromptError("There is no text to look for. Give the config labels, or the project a prompt.")
+        with clock.step("detect"):
+            detector = self.detector()
+            detections = detector.find(picture.pixels(), texts, job.min_score or detector.min_score)[: job.limit or _MOST_DETECTIONS]
+        pause()
+        boxes = [LabelledBox(str(i), detection.box, detection.label) for i, detection in enumerate(detections)]
+        found, without_mask = masks_of_boxes(self.atelier.engine, picture.embedding(), picture.size_hw, boxes, job.mask, pause)
+        skipped += [Skipped(detections[int(skip.what)].label, skip.reason) for skip in without_mask]
+        return [replace(mask, score=detections[int(mask.source)].score, source="") for mask in found], skipped
+
+    def _similar(self, job: DatasetJob, picture: Picture, clock: Clock, pause: Callable[[], None]) -> _Found:
+        memory, skipped = self.memories.of(job.examples, job.similar, clock, pause)
+        embedding = picture.embedding()
+        return masks_like(self.atelier.engine, memory, embedding, picture.size_hw, job.similar, job.mask), list(skipped)

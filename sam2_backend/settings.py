@@ -110,6 +110,9 @@ class Settings:
     device_cache_bytes: int = _setting(1 * GIB, "Embeddings kept on the device.")
     host_cache_bytes: int = _setting(1 * GIB, "Embeddings kept in host memory (unused where the device is the CPU).")
     redis_cache_bytes: int = _setting(1 * GIB, "Embeddings kept in Redis.")
+    detector: str = _setting(
+        "", "Grounding DINO or OWLv2 for pre-annotation by text: a folder or hub id. Needs `pip install 'sam2-label-studio[detect]'`."
+    )
     logits_cache_entries: int = _setting(1024, "Drawings whose last logits a worker keeps for refinement.")
     heartbeat_s: float = _setting(2.0, "How often a worker says that it lives; it counts as dead after five of these.")
 
@@ -124,6 +127,14 @@ class Settings:
     propagate_idle_s: int = _setting(4 * 3600, "A propagation that is neither worked on nor asked for is forgotten after this.")
     propagate_checkpoint_s: float = _setting(2.0, "How often a running propagation writes down how far it is, at most.")
     propagate_turn_s: float = _setting(60.0, "How long a worker stays with one propagation while others wait.")
+
+    # Pre-annotation
+    preannotate_wait_s: float = _setting(
+        3.0,
+        "With model_preannotate: longest time that opening a task waits for its prediction; later ones are pushed. A batch gets as much a task.",
+    )
+    preannotate_in_flight: int = _setting(4, "Tasks of a dataset that are on their way to each worker at a time.")
+    preannotate_limit_s: int = _setting(900, "Longest time that a worker may spend on one image of a dataset.")
 
     # Logs
     log_level: str = _setting("info", "debug, info, warning or error.")
@@ -179,7 +190,15 @@ class Settings:
         for name, choices in {"precision": ("auto", "fp32", "bf16", "fp16"), "compile": ("off", "decoder", "all")}.items():
             if getattr(self, name) not in choices:
                 raise SettingsError(f"{PREFIX}{name.upper()}={getattr(self, name)} must be one of {', '.join(choices)}.")
-        for name in ("workers", "web_threads", "predict_wait_s", "heartbeat_s", "propagate_idle_s"):
+        for name in (
+            "workers",
+            "web_threads",
+            "predict_wait_s",
+            "heartbeat_s",
+            "propagate_idle_s",
+            "preannotate_in_flight",
+            "preannotate_limit_s",
+        ):
             if getattr(self, name) <= 0:
                 raise SettingsError(f"{PREFIX}{name.upper()} must be above 0.")
 

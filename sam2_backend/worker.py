@@ -5,6 +5,7 @@ torch is imported after the first sign of life: an import takes seconds, in whic
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -20,7 +21,7 @@ import redis
 from sam2_backend import jobs
 from sam2_backend.errors import SettingsError
 from sam2_backend.jobs import Runtime
-from sam2_backend.liveness import Heartbeat, incarnation, live_workers
+from sam2_backend.liveness import Heartbeat, live_workers
 from sam2_backend.messages import WorkerStatus
 from sam2_backend.queue_worker import QueueWorker
 from sam2_backend.redis_connection import connect
@@ -41,8 +42,10 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
     Raises:
         BadCheckpointError: the checkpoint is missing, damaged, or none of SAM 2's.
     """
+    from sam2_backend.detector import load_detector
     from sam2_backend.embedding_cache import EmbeddingCache
     from sam2_backend.engine import Sam2Engine
+    from sam2_backend.example_memories import ExampleMemories
     from sam2_backend.frame_sources import open_frames
     from sam2_backend.media import MediaStore
     from sam2_backend.pictures import Atelier
@@ -74,12 +77,11 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
             frames.close()
             raise
 
-    def live_incarnations() -> set[str]:
-        return {incarnation(worker) for worker in live_workers(connection)}
-
-    propagator = Propagator(Claims(connection, settings), open_work, live_incarnations, settings, name, engine.model_version)
+    propagator = Propagator(Claims(connection, settings), open_work, lambda: live_workers(connection), settings, name, engine.model_version)
     logits, most_px = LogitsCache(settings.logits_cache_entries), settings.media_max_pixels
-    preannotation = Preannotation(Atelier(engine, store, cache, most_px), name)
+    atelier = Atelier(engine, store, cache, most_px)
+    detector = functools.cache(functools.partial(load_detector, settings.detector, engine.device))
+    preannotation = Preannotation(atelier, name, ExampleMemories(atelier), detector)
     return Segmenter(engine, store, cache, logits, name, most_px, propagator, preannotation)
 
 

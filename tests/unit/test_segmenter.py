@@ -20,8 +20,6 @@ from sam2_backend.images import ImageInfo, inspect
 from sam2_backend.masks import mask_from_runs
 from sam2_backend.media import MediaFile
 from sam2_backend.messages import ImageJob, ImagePrompt, MaskOptions, MediaRef, Point, WarmJob
-from sam2_backend.pictures import Atelier
-from sam2_backend.preannotation import Preannotation
 from sam2_backend.refinement import LogitsCache, Step
 from sam2_backend.segmenter import Segmenter
 from sam2_backend.settings import Settings
@@ -85,9 +83,7 @@ def store() -> Store:
 def segmenter(engine: Sam2Engine, store: Store) -> Segmenter:
     budgets = {"device_budget_bytes": 1 << 28, "host_budget_bytes": 0, "redis_budget_bytes": 0}
     cache = EmbeddingCache(None, engine.device, engine.dtype, **budgets)
-    return Segmenter(
-        engine, store, cache, LogitsCache(16), "w0", 10**6, NO_LONG_WORK, Preannotation(Atelier(engine, store, cache, 10**6), "w0")
-    )
+    return Segmenter(engine, store, cache, LogitsCache(16), "w0", 10**6, NO_LONG_WORK, preannotation=None)
 
 
 def click(*prompts: ImagePrompt, size_hw=SIZE_HW, options=MaskOptions()) -> ImageJob:
