@@ -15,6 +15,7 @@ import pytest
 import requests
 from clips import moving_disc
 from PIL import Image
+from safetensors import safe_open
 from scenes import one_disc
 from video_editor import VideoEditor
 from werkzeug.serving import make_server
@@ -26,7 +27,16 @@ from backend.label_studio_process import free_port
 from backend.pushes import LOOK_EVERY_S
 
 SCREENSHOTS = Path(__file__).with_name("screenshots")
+FOLLOWS = 0.6
+"""Of the shipped checkpoint on a plain disc; how good it is, its own evaluation tells."""
 SIDES = ("x", "y", "width", "height")
+
+
+@pytest.fixture(scope="session")
+def follows(stack) -> bool:
+    """Whether the model was trained to remember; without that its tracks mean nothing, and only the way is tested."""
+    with safe_open(stack.settings.checkpoints_dir / "demo" / "model.safetensors", "pt") as file:
+        return "untrained" not in file.metadata()["about"]
 
 
 @pytest.fixture
@@ -38,12 +48,25 @@ def of_person(sequence: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return {keyframe["frame"]: keyframe for keyframe in sequence if not keyframe.get("auto")}
 
 
+def agreement(boxes, true_boxes) -> float:
+    """Mean intersection over union of boxes (left, top, width, height); where one is missing it is 0."""
+    found = []
+    for box, true in zip(boxes, true_boxes, strict=True):
+        if box is None:
+            found.append(0.0)
+            continue
+        wide, high = (min(box[k] + box[k + 2], true[k] + true[k + 2]) - max(box[k], true[k]) for k in (0, 1))
+        both = max(wide, 0) * max(high, 0)
+        found.append(both / (box[2] * box[3] + true[2] * true[3] - both))
+    return float(np.mean(found))
+
+
 def near(box, other) -> bool:
     """A mouse is right to a pixel of the screen."""
     return bool(np.allclose(box, other, atol=1.0))
 
 
-def test_a_box_becomes_a_track_and_a_correction_is_kept(video_editor, new_project, tmp_path) -> None:
+def test_a_box_becomes_a_track_and_a_correction_is_kept(video_editor, new_project, tmp_path, follows) -> None:
     clip = moving_disc(tmp_path / "disc.mp4")
     project = new_project(config_generator.generate_video(["Ball", "Player"], framerate="25"))
     task_id = project.upload(clip.path)
@@ -65,6 +88,9 @@ def test_a_box_becomes_a_track_and_a_correction_is_kept(video_editor, new_projec
     assert [keyframe["time"] for keyframe in tracked["sequence"]] == [keyframe["frame"] / 25 for keyframe in tracked["sequence"]]
     video_editor.go_to(12)
     video_editor.screenshot("frame-12")
+    shown = [video_editor.shown(frame)[0] for frame in range(1, clip.n_frames + 1)]
+    if follows:
+        assert agreement(shown, clip.boxes_pct) >= FOLLOWS
 
     # Corrections: on one of our keyframes, and on a frame without one, if there is such.
     ours = others[len(others) // 2]["frame"]
