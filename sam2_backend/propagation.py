@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sam2_backend import preprocessing
 from sam2_backend.devices import device_errors
 from sam2_backend.embedding_cache import EmbeddingCache
 from sam2_backend.engine import Sam2Engine
@@ -216,11 +217,13 @@ class Propagation:
         """What a bank, and what was found with it, belong to."""
         source, frames = self._job.source, self.frames
         pages = [page.uri for page in source.media] if source.kind == "pages" else []  # the hash is that of the first page
-        return [_METHOD, frames.image_hash, self._engine.model_id, self._engine.preprocessing, frames.n_frames, frames.n_grid, pages]
+        # Not the precision: workers on other devices may go on, which is worth more than the last bits.
+        return [_METHOD, preprocessing.METHOD, frames.image_hash, self._engine.model_id, frames.n_frames, frames.n_grid, pages]
 
     @property
     def _dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self._engine.device.type == "cuda" else torch.float32
+        is_half = self._engine.device.type == "cuda" and self._engine.dtype != torch.float32
+        return torch.bfloat16 if is_half else torch.float32
 
     @property
     def _options(self) -> TrackerOptions:

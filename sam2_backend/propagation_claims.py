@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,19 +21,25 @@ from sam2_backend.redis_connection import as_bytes
 from sam2_backend.settings import Settings
 from sam2_backend.video_messages import PropagateJob
 
-# Hand the first that waits to a worker. KEYS: waiting, running. ARGV: prefix and ends of the keys, token, worker.
+# Hand a worker the first that waits and is not left to others.
+# KEYS: waiting, running. ARGV: prefix of the keys, token, worker, idle_s, model versions that are left to others.
 _TAKE = """
-while true do
-  local session = redis.call('LPOP', KEYS[1])
-  if not session then return false end
+for _, session in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
   local state = ARGV[1] .. session .. ':state'
-  if redis.call('HGET', state, 'phase') == 'waiting' then
+  local facts = redis.call('HMGET', state, 'phase', 'model_version')
+  local is_others = false
+  for i = 5, #ARGV do is_others = is_others or facts[2] == ARGV[i] end
+  if facts[1] ~= 'waiting' then
+    redis.call('LREM', KEYS[1], 0, session)
+  elseif not is_others then
+    redis.call('LREM', KEYS[1], 0, session)
     redis.call('HSET', state, 'phase', 'running', 'worker', ARGV[3])
     redis.call('SET', ARGV[1] .. session .. ':owner', ARGV[2], 'EX', ARGV[4])
     redis.call('SADD', KEYS[2], session)
     return session
   end
 end
+return false
 """
 
 
@@ -96,11 +102,17 @@ class Claims:
         self._take = connection.register_script(_TAKE)
         self.store = SessionStore(connection, settings)
 
-    def take(self, worker: str, incarnation: str) -> Claim | None:
-        """The first session that waits is now this worker's; None: none waits."""
+    def take(self, worker: str, incarnation: str, others_models: Collection[str] = ()) -> Claim | None:
+        """The first session that waits is now this worker's; None: none waits for it.
+
+        Args:
+            worker: Its name.
+            incarnation: Names its process, see `liveness.incarnation`.
+            others_models: Model versions that other workers serve and this one does not: their sessions are left to them.
+        """
         token = f"{incarnation}/{secrets.token_hex(8)}"
         prefix = SessionKeys("").job.removesuffix(":job")
-        session = self._take(keys=[WAITING, RUNNING], args=[prefix, token, worker, self._settings.propagate_idle_s])
+        session = self._take(keys=[WAITING, RUNNING], args=[prefix, token, worker, self._settings.propagate_idle_s, *others_models])
         return Claim(as_bytes(session).decode(), token) if session else None
 
     def load(self, claim: Claim) -> tuple[PropagateJob, bytes, Mapping[str, str]]:

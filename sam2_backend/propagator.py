@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,7 +20,9 @@ from typing import Protocol
 
 import redis
 
+from sam2_backend import liveness
 from sam2_backend.errors import QueueDownError, Sam2BackendError, VideoTooLargeError
+from sam2_backend.messages import WorkerStatus
 from sam2_backend.propagation_claims import Claim, Claims, Progress, SessionLostError
 from sam2_backend.propagation_copy import Plan, copy_known_runs
 from sam2_backend.safe_job import without_secrets
@@ -94,7 +96,7 @@ class Propagator:
     Args:
         claims: The sessions.
         open_work: Opens a job's video; called in a thread of its own, since fetching it may take minutes.
-        live_incarnations: Reads who lives, see `liveness.incarnation`.
+        live_workers: Reads who lives.
         worker: Its name.
         model_version: Of the model that it works with.
     """
@@ -103,12 +105,12 @@ class Propagator:
         self,
         claims: Claims,
         open_work: OpenWork,
-        live_incarnations: Callable[[], Collection[str]],
+        live_workers: Callable[[], Sequence[WorkerStatus]],
         settings: Settings,
         worker: str,
         model_version: str,
     ) -> None:
-        self._claims, self._open_work, self._live_incarnations, self._settings = claims, open_work, live_incarnations, settings
+        self._claims, self._open_work, self._live_workers, self._settings = claims, open_work, live_workers, settings
         self._worker, self._model_version = worker, model_version
         self._held: _InHand | None = None
 
@@ -173,8 +175,11 @@ class Propagator:
 
     def _take_up(self, incarnation: str) -> None:
         # With nothing in hand, what Redis says that this process holds was lost on the way.
-        self._claims.store.requeue_lost(lambda: set(self._live_incarnations()) - {incarnation})
-        claim = self._claims.take(self._worker, incarnation)
+        self._claims.store.requeue_lost(lambda: self._live_incarnations() - {incarnation})
+        if not self._claims.store.is_any_waiting():
+            return
+        models = {worker.model_version for worker in self._live_workers()} - {self._model_version, ""}
+        claim = self._claims.take(self._worker, incarnation, models)
         if claim is None:
             return
         try:
@@ -188,6 +193,9 @@ class Propagator:
         saved = Progress(n_rows, n_chunks, mask_bytes)
         self._held = _InHand(claim, job, bank, saved, _in_thread(lambda: self._open_work(job)))
         log.info("propagation %s is taken up, %d results are there", self._held.name, saved.saved_rows)
+
+    def _live_incarnations(self) -> set[str]:
+        return {liveness.incarnation(worker) for worker in self._live_workers()}
 
     def _advance(self, held: _InHand) -> None:
         if held.work is None:

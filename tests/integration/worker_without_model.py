@@ -19,7 +19,7 @@ import redis
 from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply
 from sam2_backend.errors import error_from_code
 from sam2_backend.jobs import Usage
-from sam2_backend.liveness import incarnation, live_workers
+from sam2_backend.liveness import live_workers
 from sam2_backend.messages import ImageJob, ImageReply, ObjectMask, RunLengths, WarmJob
 from sam2_backend.propagation_claims import Claims
 from sam2_backend.propagator import Propagator
@@ -29,7 +29,7 @@ from sam2_backend.worker import run_worker
 sys.path.insert(0, str(Path(__file__).parent))
 from slow_counting import SlowCounting
 
-VERSION = "no-model@1"
+VERSION = os.environ.get("MODEL_VERSION", "no-model@1")
 
 
 class RuntimeWithoutModel:
@@ -41,7 +41,7 @@ class RuntimeWithoutModel:
         self.propagator = Propagator(
             Claims(connection, settings),
             lambda job: SlowCounting(job, connection, name),
-            lambda: {incarnation(worker) for worker in live_workers(connection)},
+            lambda: live_workers(connection),
             settings,
             name,
             VERSION,
