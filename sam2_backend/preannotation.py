@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sam2_backend.automatic import everything
 from sam2_backend.box_masks import masks_of_boxes
 from sam2_backend.clock import Clock
-from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply, LabelledBox, Skipped
+from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply, Skipped
 from sam2_backend.detector import Detector
-from sam2_backend.errors import PromptError
 from sam2_backend.example_memories import ExampleMemories
 from sam2_backend.pictures import Atelier, Picture
 from sam2_backend.regions_found import best, region
 from sam2_backend.similar import masks_like
-from sam2_backend.text_tokens import usable_texts
+from sam2_backend.text_masks import TextSearch, find_texts, masks_of_detections
 
 log = logging.getLogger(__name__)
-
-#: A detector that is asked for anything finds hundreds of boxes.
-_MOST_DETECTIONS = 300
 
 _Found = tuple[list[DatasetMask], list[Skipped]]
 
@@ -87,17 +83,12 @@ class Preannotation:
         return [mask for m in made if (mask := region(m.runs, m.score, job.label))], []
 
     def _text(self, job: DatasetJob, picture: Picture, clock: Clock, pause: Callable[[], None]) -> _Found:
-        texts, skipped = usable_texts(job.texts)
-        if not texts:
-            raise PromptError("There is no text to look for. Give the config labels, or the project a prompt.")
         with clock.step("detect"):
-            detector = self.detector()
-            detections = detector.find(picture.pixels(), texts, job.min_score or detector.min_score)[: job.limit or _MOST_DETECTIONS]
+            detections, skipped = find_texts(self.detector(), picture.pixels(), TextSearch(job.texts, job.min_score, job.limit))
         pause()
-        boxes = [LabelledBox(str(i), detection.box, detection.label) for i, detection in enumerate(detections)]
-        found, without_mask = masks_of_boxes(self.atelier.engine, picture.embedding(), picture.size_hw, boxes, job.mask, pause)
-        skipped += [Skipped(detections[int(skip.what)].label, skip.reason) for skip in without_mask]
-        return [replace(mask, score=detections[int(mask.source)].score, source="") for mask in found], skipped
+        embedding = picture.embedding()
+        found, without_mask = masks_of_detections(self.atelier.engine, embedding, picture.size_hw, detections, job.mask, pause)
+        return found, skipped + without_mask
 
     def _similar(self, job: DatasetJob, picture: Picture, clock: Clock, pause: Callable[[], None]) -> _Found:
         memory, skipped = self.memories.of(job.examples, job.similar, clock, pause)
