@@ -2,9 +2,10 @@
 
 Everything in one process and one run, asked in turn, each time the median; the first click from process start in processes of their own.
 The naive server decodes the JPEG, makes the square, encodes, decodes and upsamples all three candidates on every click, on transformers.
-The table goes to stderr, one JSON object to stdout.
+Rows go to stderr as they are made, one JSON object to stdout. On a machine that others use too, `--clock cpu` with one thread counts the
+processor time of this process in place of the time that passed.
 
-    python -m benchmarks.engine [--model random:sam2.1_hiera_tiny] [--repeats 5] [--threads 2] [--size 1920x1080]
+    python -m benchmarks.engine [--model random:sam2.1_hiera_tiny] [--repeats 5] [--threads 2] [--clock wall|cpu] [--size 1920x1080]
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -33,16 +35,27 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLICK = "first-click"
 
 
-def interleaved_ms(what: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The median of each, one after the other in every round; the first round warms up and does not count."""
-    spent: dict[str, list[float]] = {name: [] for name in what}
-    for number in range(repeats + 1):
-        for name, work in what.items():
-            started = time.perf_counter()
-            work()
-            if number:
-                spent[name].append((time.perf_counter() - started) * 1e3)
-    return {name: round(statistics.median(values), 1) for name, values in spent.items()}
+class Stopwatch:
+    """Medians of what is done in turn."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._now = time.process_time if options.clock == "cpu" else time.perf_counter
+        self._wanted = options.rows
+        self.rows: dict[str, dict[str, float]] = {}
+
+    def row(self, title: str, what: dict[str, Callable[[], object]], repeats: int) -> None:
+        """Do each, one after the other in every round; the first round warms up and does not count."""
+        if self._wanted and title not in self._wanted:
+            return
+        spent: dict[str, list[float]] = {name: [] for name in what}
+        for number in range(repeats + 1):
+            for name, work in what.items():
+                started = self._now()
+                work()
+                if number:
+                    spent[name].append((self._now() - started) * 1e3)
+        self.rows[title] = {name: round(statistics.median(values), 1) for name, values in spent.items()}
+        print(title, self.rows[title], f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
 
 
 def rgb_of(jpeg: bytes) -> np.ndarray:
@@ -117,15 +130,22 @@ def first_click(options: argparse.Namespace) -> None:
 
 def measured_first_clicks(options: argparse.Namespace) -> dict:
     seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
-    resident: dict[str, int] = {}
+    resident_mib: dict[str, int] = {}
     for _ in range(2):
         for only, spent in seconds.items():
             command = [sys.executable, "-m", "benchmarks.engine", "--only", only, "--model", options.model, "--size", options.size]
-            started = time.perf_counter()
+            started = now(options)
             process = subprocess.run([*command, "--threads", str(options.threads)], stdout=subprocess.PIPE, check=True, text=True)
-            spent.append(time.perf_counter() - started)
-            resident[only] = json.loads(process.stdout.splitlines()[-1])["resident_mib"]
-    return {"first_click_s": {name: round(min(values), 2) for name, values in seconds.items()}, "resident_mib": resident}
+            spent.append(now(options) - started)
+            resident_mib[only] = json.loads(process.stdout.splitlines()[-1])["resident_mib"]
+    return {"first_click_s": {name: round(min(values), 2) for name, values in seconds.items()}, "resident_mib": resident_mib}
+
+
+def now(options: argparse.Namespace) -> float:
+    if options.clock == "wall":
+        return time.perf_counter()
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_utime + children.ru_stime
 
 
 def click_at(point_xy_px: np.ndarray, size_hw: tuple[int, ...]) -> dict:
@@ -168,32 +188,25 @@ def measure(options: argparse.Namespace) -> dict:
 
     large = rgb_of(photograph(2, (4000, 3000)))
     logits = engine.decode(embedding, **click_at(np.array([500.0, 500.0]), (height, width))).logits[0]
-    found = {
-        "encode_ms": interleaved_ms(
-            {"ours": lambda: engine.embed(image), "ours bf16": lambda: bf16.embed(image), "transformers": lambda: theirs.encode(pixels)}, n
-        ),
-        "decode_1_ms": interleaved_ms(
-            {"ours": lambda: engine.decode_many(prompts[:1]), "transformers": lambda: theirs.decode(maps, xy[:1])}, 4 * n
-        ),
-        "decode_8_ms": interleaved_ms(
-            {
-                "ours": lambda: engine.decode_many(prompts[:8]),
-                "transformers": lambda: [theirs.decode(maps, p[None]) for p in xy[:8]],
-                "transformers in one call": lambda: theirs.decode(maps, xy[:8]),
-            },
-            n,
-        ),
-        "decode_64_ms": interleaved_ms(
-            {"ours": lambda: engine.decode_many(prompts), "transformers": lambda: [theirs.decode(maps, p[None]) for p in xy]},
-            max(2, n // 2),
-        ),
-        "warm_click_ms": interleaved_ms({"ours": our_click, "naive": lambda: theirs.naive_click(jpeg, xy[0])}, max(2, n // 2)),
-        "square_of_12_megapixels_ms": interleaved_ms({"ours": lambda: engine.square(large), "in float": lambda: in_float(large)}, 2 * n),
-        "logits_to_runs_at_12_megapixels_ms": interleaved_ms({"ours": lambda: engine.runs(logits, (3000, 4000))}, 4 * n),
+    watch = Stopwatch(options)
+    watch.row("decode_1_ms", {"ours": lambda: engine.decode_many(prompts[:1]), "transformers": lambda: theirs.decode(maps, xy[:1])}, 4 * n)
+    watch.row("square_of_12_megapixels_ms", {"ours": lambda: engine.square(large), "in float": lambda: in_float(large)}, 2 * n)
+    watch.row("logits_to_runs_at_12_megapixels_ms", {"ours": lambda: engine.runs(logits, (3000, 4000))}, 4 * n)
+    watch.row(
+        "encode_ms",
+        {"ours": lambda: engine.embed(image), "ours bf16": lambda: bf16.embed(image), "transformers": lambda: theirs.encode(pixels)},
+        n,
+    )
+    eight = {
+        "ours": lambda: engine.decode_many(prompts[:8]),
+        "transformers": lambda: [theirs.decode(maps, p[None]) for p in xy[:8]],
+        "transformers in one call": lambda: theirs.decode(maps, xy[:8]),
     }
-    for name, row in found.items():
-        print(name, row, f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
-    return found
+    watch.row("decode_8_ms", eight, n)
+    watch.row("warm_click_ms", {"ours": our_click, "naive": lambda: theirs.naive_click(jpeg, xy[0])}, max(2, n // 2))
+    sixty_four = {"ours": lambda: engine.decode_many(prompts), "transformers": lambda: [theirs.decode(maps, p[None]) for p in xy]}
+    watch.row("decode_64_ms", sixty_four, max(2, n // 2))
+    return watch.rows
 
 
 def in_float(image: np.ndarray) -> object:
@@ -205,15 +218,13 @@ def in_float(image: np.ndarray) -> object:
 
 def run(options: argparse.Namespace) -> dict:
     started_load = os.getloadavg()[0]
-    result = measured_first_clicks(options)
     found = measure(options)
+    if not options.rows or "first_click_s" in options.rows:
+        found |= measured_first_clicks(options)
     ratios = {
-        "encode": found["encode_ms"]["transformers"] / found["encode_ms"]["ours"],
-        "decode_1": found["decode_1_ms"]["transformers"] / found["decode_1_ms"]["ours"],
-        "decode_8": found["decode_8_ms"]["transformers"] / found["decode_8_ms"]["ours"],
-        "decode_64": found["decode_64_ms"]["transformers"] / found["decode_64_ms"]["ours"],
-        "warm_click": found["warm_click_ms"]["naive"] / found["warm_click_ms"]["ours"],
-        "first_click": result["first_click_s"]["transformers"] / result["first_click_s"]["ours"],
+        title: round((row.get("naive") or row["transformers"]) / row["ours"], 2)
+        for title, row in found.items()
+        if row.keys() & {"naive", "transformers"} and title != "resident_mib"
     }
     import torch
     import transformers
@@ -222,14 +233,14 @@ def run(options: argparse.Namespace) -> dict:
         "benchmark": "engine",
         "machine": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
         "threads": options.threads,
+        "clock": options.clock,
         "load": [round(started_load, 1), round(os.getloadavg()[0], 1)],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "model": options.model,
         "image": options.size,
-        **result,
         **found,
-        "ratios": {name: round(value, 2) for name, value in ratios.items()},
+        "ratios": ratios,
     }
 
 
@@ -238,6 +249,8 @@ def main() -> None:
     parser.add_argument("--model", default="random:sam2.1_hiera_tiny")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--rows", nargs="*", help="only these, by their names in the JSON object")
     parser.add_argument("--size", default="1920x1080")
     parser.add_argument("--only", choices=("ours", "transformers"), help="one first click, for the parent")
     options = parser.parse_args()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MAGIC = b"S2E1"
+_MAGIC = b"S2E2"
 _HEADER = struct.Struct("<4sI9I")  # magic, crc32 of the values, (channels, height, width) of each map
 
 
@@ -50,8 +50,8 @@ class ImageEmbedding:
         return ImageEmbedding(*(t.to(device, dtype) for t in self.maps))
 
     def to_bytes(self) -> bytes:
-        """The values as fp16 behind a header that `from_bytes` checks; no pickle."""
-        values = b"".join(t.to("cpu", torch.float16).numpy().tobytes() for t in self.maps)
+        """The values as fp16 behind a header that `from_bytes` checks, in the order that they have in memory; no pickle."""
+        values = b"".join(t.to("cpu", torch.float16).permute(0, 2, 3, 1).numpy().tobytes() for t in self.maps)
         return _HEADER.pack(_MAGIC, zlib.crc32(values), *(side for t in self.maps for side in t.shape[1:])) + values
 
     @classmethod
@@ -72,8 +72,11 @@ class ImageEmbedding:
         ends = np.cumsum([0, *(channels * height * width for channels, height, width in shapes)])
         if ends[-1] != flat.numel():
             raise ValueError("the embedding is damaged")
-        maps = [flat[start:end].view(1, *shape) for start, end, shape in zip(ends[:-1], ends[1:], shapes, strict=True)]
-        return cls(*(_channels_last(t).to(device, dtype, copy=True) for t in maps))
+        maps = [
+            flat[start:end].view(1, height, width, channels).permute(0, 3, 1, 2)
+            for start, end, (channels, height, width) in zip(ends[:-1], ends[1:], shapes, strict=True)
+        ]
+        return cls(*(t.to(device, dtype, copy=True) for t in maps))
 
 
 def _channels_last(t: Tensor) -> Tensor:
