@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our worker does: the comparison is of what is done, not of this
 
@@ -127,11 +128,16 @@ def race(network: Sam2Network, n_objects: int, rounds: int) -> dict:
 def long_run(network: Sam2Network, who: str, n_frames: int) -> dict:
     """Track two objects over so many frames; meant for a process of its own."""
     runner = (Ours if who == "ours" else Peer)(network, 2)
-    times = [timed(lambda i=i: runner.step(i))[1] for i in range(1, n_frames + 1)]
-    settled = times[LAST_FILLED:]
+    times, resident_mb = [], []
+    for frame_idx in range(1, n_frames + 1):
+        times.append(timed(lambda frame_idx=frame_idx: runner.step(frame_idx))[1])
+        resident_mb.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20)
+    settled, settled_mb = times[LAST_FILLED:], resident_mb[LAST_FILLED:]
     return {
         "frames": n_frames,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "first_rss_mb": round(statistics.median(settled_mb[:TIMED_FRAMES]), 1),
+        "last_rss_mb": round(statistics.median(settled_mb[-TIMED_FRAMES:]), 1),
         "first_cpu_ms": round(statistics.median(settled[:TIMED_FRAMES]) * 1e3, 1),
         "last_cpu_ms": round(statistics.median(settled[-TIMED_FRAMES:]) * 1e3, 1),
     }
