@@ -6,6 +6,7 @@ estimated IoU is looked at before a mask is made at full size, and masks are kep
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,8 @@ from sam2_backend.point_grids import Crop, crops_of
 #: Logits are cut to ± this before they are a prompt, as the reference does.
 _PROMPT_LOGIT_MAX = 32.0
 _ONE_POINT = np.array([True])
+#: On the CPU a network of up to this side spends more on calls than on the work in them: 4.6 ms a point alone, 1.7 in batches of 16.
+_SMALL_SIDE, _SMALL_BATCH = 512, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def everything(
     """Masks of all that there is in an image, best first. Memory is that of one batch and of the run lengths, however large the image.
 
     Args:
-        engine: Decodes; on the CPU point by point, whatever `points_per_batch` says.
+        engine: Decodes; of `points_per_batch` so many at a time as is fast on its device.
         image: (H, W, 3) uint8 RGB, upright.
         options: See there; `min_mask_region_area` is that of SAM: in pixels of the image, holes being enclosed background.
         embedding: Of the image, where it is known.
@@ -64,7 +67,7 @@ def everything(
         GpuMemoryError: the device is full.
     """
     size_hw = (image.shape[0], image.shape[1])
-    crops = crops_of(size_hw, options)
+    crops, engine = crops_of(size_hw, options), _in_batches(engine)
     found: list[AutomaticMask] = []
     for crop in crops:
         left, top, right, bottom = crop.box_xyxy_px
@@ -77,6 +80,15 @@ def everything(
     if options.min_mask_region_area > 1:
         found = _without_small_parts(found, options)
     return sorted(found, key=lambda mask: mask.score, reverse=True)
+
+
+def _in_batches(engine: Sam2Engine) -> Sam2Engine:
+    """The same network, decoding more points at a time where that is faster; masks may differ in the last bit, as on a GPU."""
+    if engine.device.type != "cpu" or engine.image_size > _SMALL_SIDE:
+        return engine
+    batched = copy.copy(engine)
+    batched.prompts_per_batch = _SMALL_BATCH
+    return batched
 
 
 def _masks_of_crop(
