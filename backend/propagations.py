@@ -61,11 +61,11 @@ class Propagations:
             store.touch(session)
             while (phase := store.phase(session)) is not None and phase not in ENDED:
                 now = time.monotonic()
-                if now >= deadline:
-                    break
                 if now >= look_at:
                     store.requeue_lost(self._live_incarnations)
                     look_at = now + _LOOK_EVERY_S
+                if now >= deadline:
+                    break
                 time.sleep(min(_POLL_S, max(0.0, deadline - now)))
         return self._known(session)
 
