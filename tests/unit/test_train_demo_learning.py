@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from checkpoints.train_demo import trainer as trainer_module
-from checkpoints.train_demo.batches import normalised
+from checkpoints.train_demo.batches import Batch, BatchSize, normalised
 from checkpoints.train_demo.clip_batches import ClipBatch
 from checkpoints.train_demo.clip_loss import clip_loss
 from checkpoints.train_demo.export import exported
@@ -21,6 +21,7 @@ from checkpoints.train_demo.follow import Bank, answer, answer_to_mask, of_track
 from checkpoints.train_demo.losses import decoder_loss, mask_loss, measured_iou
 from checkpoints.train_demo.optimisers import optimisers
 from checkpoints.train_demo.start import with_memory
+from checkpoints.train_demo.train import Phase, batch_loss
 from checkpoints.train_demo.trainer import Course, Trainer
 from sam2_backend.checkpoints import RANDOM_CONFIGS
 from sam2_backend.network import NetworkConfig, Sam2Network, random_network
@@ -85,6 +86,18 @@ def test_the_same_seed_gives_the_same_loss_of_a_clip(network, clip):
     one, again, other = (float(clip_loss(network, clip, torch.Generator().manual_seed(s), truth_share=0.5).detach()) for s in (1, 1, 2))
     assert one == again
     assert one != other
+
+
+def test_courses_learn_in_the_half_precision_of_a_gpu(network, clip):
+    phase = Phase(1.0, BatchSize(SIDE, images=N_FRAMES, prompts_per_image=N_TRACKS, fresh_images=1), (0.0, 1.0, 0.0, 0.0))
+    pictures = Batch(clip.images[0], clip.masks.transpose(0, 1).flatten(0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [clip_loss(network, clip, torch.Generator().manual_seed(1), truth_share=0.0)]
+        losses.append(batch_loss(network, pictures, phase, torch.Generator().manual_seed(1)))
+    for loss in losses:
+        assert loss.dtype == torch.float32
+        loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
 
 
 def test_a_memory_that_has_learnt_nothing_hands_the_image_on(network, clip):
