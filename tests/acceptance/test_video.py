@@ -16,7 +16,8 @@ import requests
 from clips import moving_disc
 from PIL import Image
 from safetensors import safe_open
-from scenes import one_disc
+from scenes import iou, one_disc
+from stored import mask_of
 from video_editor import VideoEditor
 from werkzeug.serving import make_server
 
@@ -241,11 +242,12 @@ def test_the_status_pages_button_stops_a_propagation(client, hasty_url, signed_i
 # Pages and export
 
 
-def test_a_click_on_one_page_is_found_on_all_pages(editor, new_project, client, media_folder) -> None:
+def test_a_click_on_one_page_is_found_on_all_pages(editor, new_project, client, media_folder, follows) -> None:
     folder = media_folder / "sequence"
     folder.mkdir(exist_ok=True)
-    for number in range(4):
-        one_disc(320, 240, (110 + 20 * number, 110 + 5 * number), 55).save(folder / f"page{number}.png")
+    scenes = [one_disc(320, 240, (110 + 20 * number, 110 + 5 * number), 55) for number in range(4)]
+    for number, scene in enumerate(scenes):
+        scene.save(folder / f"page{number}.png")
     project = new_project(config_generator.generate(["Disc"], output="brush", pages=True, options={"model_propagate": True}))
     client.create_local_storage(project.project_id, folder, "sequence")
     client.import_tasks(project.project_id, [{"images": [f"/data/local-files/?d=sequence/page{number}.png" for number in range(4)]}])
@@ -266,6 +268,9 @@ def test_a_click_on_one_page_is_found_on_all_pages(editor, new_project, client, 
     stored = {region["item_index"]: region for region in project.stored(task["id"])}
     assert sorted(stored) == sorted(pages)
     assert {region["id"] for region in stored.values()} == {region["id"] for region in answered}
+    if follows:
+        assert sorted(stored) == [0, 1, 2, 3]
+        assert min(iou(mask_of([stored[page]]), scene.objects["Disc"]) for page, scene in enumerate(scenes)) >= FOLLOWS
 
 
 def test_the_boxes_of_a_project_are_exported_as_masks(client, stack, tmp_path) -> None:
