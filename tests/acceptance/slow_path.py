@@ -33,10 +33,8 @@ class SlowPath:
         """The mask (H, W) bool of the one object prompted in a browser's context, on an upright image (H, W, 3)."""
         embedding = self._engine.embed(image)
         prompt, size_hw = _prompt(context, image.shape[:2]), image.shape[:2]
-        ((mask, _score),) = refinement.segment(
-            self._engine, embedding, "slow", [prompt], size_hw, MaskOptions(), refinement.LogitsCache(64)
-        )
-        return mask
+        (step,) = refinement.segment(self._engine, embedding, "slow", [prompt], size_hw, MaskOptions(), refinement.LogitsCache(64))
+        return np.zeros(size_hw, bool) if step is None else self._engine.upsample(step.logits, size_hw)
 
 
 def _prompt(context: dict[str, Any], size_hw: tuple[int, int]) -> ImagePrompt:
