@@ -23,6 +23,7 @@ from backend.auth import CHALLENGE, Guard
 from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
 from backend.fast_json import dumps, loads
+from backend.late_predictions import LatePredictions
 from backend.predictor import Predictor
 from backend.propagations import Propagations
 from backend.status import Journal, bytes_text, propagation_facts, readiness
@@ -61,7 +62,7 @@ def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propaga
     app.jinja_env.filters["bytes_text"] = bytes_text
     dispatcher = dispatcher or Dispatcher(settings)
     web = Web(settings, dispatcher, propagations or Propagations(settings, dispatcher))
-    app.extensions["pushes"] = web.pushes
+    app.extensions["pushes"], app.extensions["late_predictions"] = web.pushes, web.late_predictions
     app.before_request(web.admit)
     app.after_request(web.count)
     app.register_error_handler(Exception, web.fail)
@@ -83,7 +84,8 @@ def from_environ() -> Flask:
     settings = Settings.from_env(os.environ)
     logs.configure(settings)
     app = create_app(settings)
-    app.extensions["pushes"].start()  # what an earlier process owed
+    for name in ("pushes", "late_predictions"):
+        app.extensions[name].start()  # what an earlier process owed
     return app
 
 
@@ -101,7 +103,10 @@ class Web:
         self._scrub = logs.scrubber(settings)
         self._waiting = threading.BoundedSemaphore(max(1, settings.web_threads - _THREADS_KEPT_FREE))
         self.pushes = self._predictor.tracks.pushes
-        self.pushes.tell, self.pushes.warn = self._journal.note, self._journal.warn
+        self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
+        for late in (self.pushes, self.late_predictions):
+            late.tell, late.warn = self._journal.note, self._journal.warn
+        self._predictor.preannotator.warn, self._predictor.preannotator.started = self._journal.warn, self.late_predictions.start
 
     def admit(self) -> None:
         g.started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""sam2-backend: up | web | worker | demo | export | checkpoints | config | doctor | settings.
+"""sam2-backend: up | web | worker | demo | preannotate | warm | export | checkpoints | config | doctor | settings.
 
 Each command is a thin door to the module that does the work, imported when it is asked for, so that a machine with only one of
 the extras (web, worker) can run its part. Errors are sentences on stderr; the exit code is 78 where starting again cannot help.
@@ -54,6 +54,23 @@ def _parser() -> argparse.ArgumentParser:
         "--project", type=int, help="judge this Label Studio project's connection and labeling config"
     )
     add("settings", _settings, "List every setting, its value and its meaning.")
+
+    preannotate = add("preannotate", _preannotate, "Give every task of a project a prediction: boxes to masks, everything, text, similar.")
+    preannotate.add_argument("--mode", choices=["boxes", "everything", "text", "similar"], default="", help="default: model_preannotate")
+    preannotate.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="such as points_per_side=16; repeatable")
+    preannotate.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    preannotate.add_argument("--show", action="store_true", help="have Label Studio show these predictions to annotators")
+    warm = add("warm", _warm, "Embed a project's images ahead of the first click, without predicting.")
+    for over_tasks in (preannotate, warm):
+        over_tasks.add_argument("--project", type=int, required=True, help="the project's id, as in Label Studio's address")
+        over_tasks.add_argument("--limit", type=int, default=0, metavar="N", help="at most so many tasks")
+        over_tasks.add_argument(
+            "--filter",
+            action="append",
+            default=[],
+            metavar="WHICH",
+            help="labelled, unlabelled, predicted, unpredicted, id=1-100,205, data.FIELD=PATTERN or tab=ID; repeatable, all must hold",
+        )
 
     export = add(
         "export", _export, "Write the masks of a project's tracked objects: COCO and YouTube-VIS JSON, indexed PNGs as DAVIS has them."
@@ -129,6 +146,23 @@ def _export(settings: Settings, options: argparse.Namespace) -> int:
     from backend.exports import run_export
 
     return run_export(settings, options.project, options.to, options.source)
+
+
+def _preannotate(settings: Settings, options: argparse.Namespace) -> int:
+    from backend.preannotate import Asked, run_preannotate
+
+    pairs = [text.partition("=") for text in options.option]
+    if wrong := next((name for name, equals, _ in pairs if not equals), ""):
+        raise SettingsError(f"--option {wrong} has no value. Write --option {wrong}=VALUE.")
+    given = {name.strip(): value.strip() for name, _, value in pairs}
+    asked = Asked(options.project, options.mode, given, options.limit, options.filter, options.dry_run, options.show)
+    return run_preannotate(settings, asked)
+
+
+def _warm(settings: Settings, options: argparse.Namespace) -> int:
+    from backend.preannotate import Asked, run_warm
+
+    return run_warm(settings, Asked(options.project, limit=options.limit, filters=options.filter))
 
 
 def _settings(settings: Settings, _options: argparse.Namespace) -> int:

@@ -17,14 +17,17 @@ import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from backend.pending import Pending
+from backend.pending import Pending, PendingDataset, PendingWarm
 from backend.roster import Roster
 from backend.waiting import await_answers
 from sam2_backend.errors import OverloadedError, Sam2BackendError
 from sam2_backend.messages import ImageJob, ImageReply, MediaRef, WarmJob, WorkerStatus
 from sam2_backend.queue_format import (
     BLOB_TTL_S,
+    DATASET_REPLY_TTL_S,
     DRAWING_TTL_S,
+    PREANNOTATE,
+    PREANNOTATE_IMAGE,
     PRIVATE_KINDS,
     QUEUE_TTL_S,
     SEGMENT_IMAGE,
@@ -47,6 +50,7 @@ _WARM_TTL_S = 600
 _WARM_ONCE_S = 60
 _WARM_LIMIT_S = 300
 _MAX_WARM = 1000
+_SLOW_JOBS = {PREANNOTATE: PREANNOTATE_IMAGE, PendingWarm.kind: WARM_IMAGE}
 
 
 class Dispatcher:
@@ -106,6 +110,26 @@ class Dispatcher:
                     else:
                         job_id = f"{secrets.token_hex(8)}-warm"
                         self._put(pipe, queues[uri], WARM_IMAGE, job_id, job, limit_s=_WARM_LIMIT_S, ttl_s=_WARM_TTL_S)
+                pipe.execute()
+
+    def send(self, job: PendingDataset | PendingWarm, limit_s: int, *, is_urgent: bool = False, is_lost: bool = False) -> None:
+        """Put one job on its queue and return; `SlowJobs` waits. Where the same is on its way, or answered already, nothing happens.
+
+        Args:
+            limit_s: Longest time that a worker may spend on it.
+            is_urgent: It goes before what waits on the same queue.
+            is_lost: Nobody will answer the one that is on its way.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        with redis_errors_as_ours():
+            if not is_lost and self.redis().exists(job.reply_key, job.record_key):
+                return
+            with self.redis().pipeline() as pipe:
+                pipe.multi()  # rq would, too late
+                function, ttl_s = _SLOW_JOBS[job.kind], max(DATASET_REPLY_TTL_S, limit_s)
+                self._put(pipe, job.queue, function, job.job_id, job.message, limit_s=limit_s, ttl_s=ttl_s, at_front=is_urgent)
                 pipe.execute()
 
     def put_blob(self, data: bytes) -> MediaRef:
@@ -197,7 +221,9 @@ class Dispatcher:
                 self._put(pipe, job.queue, SEGMENT_IMAGE, job.job_id, job.message, limit_s=limit_s, ttl_s=limit_s)
             pipe.execute()
 
-    def _put(self, pipe: Any, queue: str, function: str, job_id: str, message: Any, *, limit_s: int, ttl_s: int) -> None:
+    def _put(
+        self, pipe: Any, queue: str, function: str, job_id: str, message: Any, *, limit_s: int, ttl_s: int, at_front: bool = False
+    ) -> None:
         Queue(queue, connection=self.redis(), serializer=JSONSerializer).enqueue_call(
             function,
             args=(pack_job(message, pipe),),
@@ -206,6 +232,7 @@ class Dispatcher:
             result_ttl=_RECORD_TTL_S,
             failure_ttl=_RECORD_TTL_S,
             job_id=job_id,
+            at_front=at_front,
             description=function,  # rq would write the arguments, and with them addresses that carry tokens
             pipeline=pipe,
         )

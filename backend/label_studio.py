@@ -19,6 +19,7 @@ from sam2_backend.errors import MediaUnreachableError, Sam2BackendError
 
 #: GET only: repeating a POST would make a second project.
 _RETRIES = Retry(total=3, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504), allowed_methods=("GET",), raise_on_status=False)
+_AWAY = frozenset((429, 502, 503, 504))
 #: Connecting a backend makes Label Studio call /health and /setup twice, with retries of its own.
 _CONNECT_BACKEND_S = 60.0
 
@@ -28,6 +29,14 @@ class LabelStudioError(Sam2BackendError):
 
     code = "label_studio"
     status: ClassVar[HTTPStatus] = HTTPStatus.BAD_GATEWAY
+    answered = 0
+    """The status that it answered with; 0: none."""
+
+
+class LabelStudioAwayError(LabelStudioError):
+    """It restarts, is overloaded or cannot be reached: asking again later may help. What was asked may have been done."""
+
+    code = "label_studio_away"
 
 
 class LabelStudio:
@@ -83,7 +92,7 @@ class LabelStudio:
     def task(self, task_id: int) -> dict[str, Any]:
         return self._get(f"/api/tasks/{task_id}")
 
-    def create_prediction(self, task_id: int, result: Sequence[Mapping[str, Any]], *, score: float, model_version: str) -> int:
+    def create_prediction(self, task_id: int, result: Sequence[Mapping[str, Any]], *, score: float | None, model_version: str) -> int:
         """Add a prediction to a task. Returns its id."""
         body = {"task": task_id, "result": list(result), "score": score, "model_version": model_version}
         return int(self._send("POST", "/api/predictions", body)["id"])
@@ -170,16 +179,17 @@ class LabelStudio:
         try:
             response = self._session.request(method, self.base_url + path, timeout=(5.0, timeout_s or self._timeout_s), **arguments)
         except requests.RequestException as error:
-            raise LabelStudioError(
+            raise LabelStudioAwayError(
                 f"Label Studio at {self.base_url} does not answer ({type(error).__name__}). Is it running, and is LABEL_STUDIO_URL right?"
             ) from error
         except MediaUnreachableError as error:  # the personal access token could not be exchanged
-            raise LabelStudioError(error.message) from error
+            raise LabelStudioAwayError(error.message) from error
         if response.ok:
             return response
-        raise LabelStudioError(
-            f"Label Studio answered {response.status_code} to {method} {path}: {_detail(response)}{_next_step(response)}"
-        )
+        kind = LabelStudioAwayError if response.status_code in _AWAY else LabelStudioError
+        refused = kind(f"Label Studio answered {response.status_code} to {method} {path}: {_detail(response)}{_next_step(response)}")
+        refused.answered = response.status_code
+        raise refused
 
 
 class _OriginAuth(requests.auth.AuthBase):

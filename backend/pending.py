@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import redis
 
+from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.errors import Sam2BackendError
-from sam2_backend.messages import ImageJob, ImageReply
-from sam2_backend.queue_format import private_queue, queue_key, reply_key, unpack_answer
+from sam2_backend.messages import ImageJob, ImageReply, WarmJob
+from sam2_backend.queue_format import PREANNOTATE, private_queue, queue_key, reply_key, unpack_answer, unpack_dataset_answer
+
+Message = TypeVar("Message")
+Answer = TypeVar("Answer")
+AnyPending = TypeVar("AnyPending", bound="Carried[Any, Any]")
 
 #: Between two looks a job may be in nobody's hands: popped but not yet marked as started.
 _LOOKS_UNTIL_LOST = 2
@@ -18,7 +23,7 @@ _MOST_DEATHS = 2
 
 
 @dataclass(slots=True, eq=False)
-class Pending:
+class Carried(Generic[Message, Answer]):
     """A job on its way.
 
     Attributes:
@@ -27,19 +32,17 @@ class Pending:
     """
 
     job_id: str
-    message: ImageJob
+    message: Message
     worker: str = ""
-    answer: ImageReply | Sam2BackendError | None = None
+    answer: Answer | Sam2BackendError | None = None
     deaths: int = 0
     looks_missing: int = 0
+    kind: ClassVar[str] = "interactive"
+    """The shared queue, also of jobs that were handed on."""
 
     @property
     def queue(self) -> str:
-        return private_queue("interactive", self.worker) if self.worker else "interactive"
-
-    def take(self, data: bytes) -> None:
-        """Read the answer that a worker pushed."""
-        self.answer = unpack_answer(data)
+        return private_queue(self.kind, self.worker) if self.worker else self.kind
 
     @property
     def reply_key(self) -> str:
@@ -51,7 +54,39 @@ class Pending:
         return f"rq:job:{self.job_id}"
 
 
-def lost_among(connection: redis.Redis, waiting: Sequence[Pending], incarnations: Collection[str]) -> list[Pending]:
+class Pending(Carried[ImageJob, ImageReply]):
+    """A click."""
+
+    __slots__ = ()
+
+    def take(self, data: bytes) -> None:
+        """Read the answer that a worker pushed."""
+        self.answer = unpack_answer(data)
+
+
+class PendingWarm(Carried[WarmJob, ImageReply]):
+    """An image that is embedded ahead."""
+
+    __slots__ = ()
+    kind: ClassVar[str] = "warm"
+
+    def take(self, data: bytes) -> None:
+        """Read the answer that a worker pushed."""
+        self.answer = unpack_answer(data)
+
+
+class PendingDataset(Carried[DatasetJob, DatasetReply]):
+    """An image of a dataset."""
+
+    __slots__ = ()
+    kind: ClassVar[str] = PREANNOTATE
+
+    def take(self, data: bytes) -> None:
+        """Read the answer that a worker pushed."""
+        self.answer = unpack_dataset_answer(data)
+
+
+def lost_among(connection: redis.Redis, waiting: Sequence[AnyPending], incarnations: Collection[str]) -> list[AnyPending]:
     """The jobs that nobody will answer: their worker died, or they are in no queue and in nobody's hands.
 
     Call it about once a second; a job in between two hands counts as lost only when it is seen so twice. A job that killed several
@@ -65,14 +100,14 @@ def lost_among(connection: redis.Redis, waiting: Sequence[Pending], incarnations
             pipe.exists(pending.reply_key)
             pipe.hmget(pending.record_key, "status", "worker_name")
             pipe.lpos(queue_key(pending.queue), pending.job_id)
-            pipe.lpos(queue_key("interactive"), pending.job_id)
+            pipe.lpos(queue_key(pending.kind), pending.job_id)
         facts = pipe.execute()
     return [
         pending for pending, *seen in zip(waiting, *(facts[i::4] for i in range(4)), strict=True) if _is_lost(pending, seen, incarnations)
     ]
 
 
-def _is_lost(pending: Pending, seen: Sequence[Any], incarnations: Collection[str]) -> bool:
+def _is_lost(pending: Carried[Any, Any], seen: Sequence[Any], incarnations: Collection[str]) -> bool:
     has_reply, (status, holder), private_place, shared_place = seen
     if has_reply:
         return False
@@ -85,7 +120,7 @@ def _is_lost(pending: Pending, seen: Sequence[Any], incarnations: Collection[str
     return pending.looks_missing >= _LOOKS_UNTIL_LOST
 
 
-def _is_given_up(pending: Pending) -> bool:
+def _is_given_up(pending: Carried[Any, Any]) -> bool:
     pending.deaths += 1
     if pending.deaths < _MOST_DEATHS:
         return False

@@ -18,8 +18,10 @@ from backend import logs
 from backend.briefly import briefly
 from backend.clicks import Click, click_facts, slowest, task_name
 from backend.data_uri import data_uri_bytes, is_data_uri
+from backend.dataset_jobs import DatasetPlanner
 from backend.dispatch import Dispatcher
 from backend.label_config import LabelConfig, parse_label_config
+from backend.preannotator import Preannotator
 from backend.project_options import ProjectOptions, project_options
 from backend.projects import ProjectStore, judged, project_name
 from backend.prompts import DrawnObject, drawn_objects
@@ -64,6 +66,8 @@ class Predictor:
             self._extra_params,
         )
 
+        self.preannotator = Preannotator(settings, dispatcher, self._media_ref, self._extra_params)
+
     def predict(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> list[dict[str, Any]]:
         """Exactly one prediction per task; see `click`."""
         return self.click(tasks, label_config, context, project).predictions
@@ -74,7 +78,7 @@ class Predictor:
         Args:
             tasks: Label Studio's tasks, as they came.
             label_config: The labeling config's XML.
-            context: None: nobody clicked, the images are embedded ahead of time; else `{"result": [region, …]}`, on the first task.
+            context: None: nobody clicked, the images are embedded ahead of time or, with `model_preannotate`, annotated; else `{"result": [region, …]}`, on the first task.
             project: `<id>.<unix time>`, as at /setup.
 
         Returns:
@@ -87,6 +91,9 @@ class Predictor:
         started = time.perf_counter()
         _check_request(tasks, label_config, context)
         if context is None:
+            planner = self._planner(label_config, project_name(project))
+            if planner:
+                return self._annotate_ahead(planner, tasks, label_config, project_name(project), started)
             briefly(lambda: self._warm(tasks, label_config, project), None)
         drawn: Click | None = None
         if context and context.get("result"):
@@ -99,6 +106,18 @@ class Predictor:
             return Click(predictions, {"total": _ms_since(started)})
         predictions[0] = drawn.predictions[0] | {"model_version": version}
         return Click(predictions, drawn.timings_ms | {"total": _ms_since(started)}, drawn.facts)
+
+    def _planner(self, label_config: str, project: str, extra_params: Any = None) -> DatasetPlanner | None:
+        """How a project's tasks are annotated ahead; None: they are not, or Redis does not tell."""
+        return briefly(lambda: self.preannotator.planner(label_config, project, extra_params), None)
+
+    def _annotate_ahead(
+        self, planner: DatasetPlanner, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str, started: float
+    ) -> Click:
+        answer = self.preannotator.answer(planner, tasks, label_config, project, self.model_version())
+        facts = {"project": project, "mode": planner.mode, "tasks": len(tasks), "late": answer.n_late, "problems": len(answer.problems)}
+        logs.event(log, "preannotate", facts | {"total_ms": round(_ms_since(started), 1)})
+        return Click(answer.predictions, {"total": _ms_since(started)})
 
     def setup(self, project: Any, schema: Any, hostname: Any = None, extra_params: Any = None) -> dict[str, Any]:  # noqa: ARG002  Label Studio's words
         """Judge a project's labeling config, keep its extra parameters, and say which model answers.
@@ -118,7 +137,8 @@ class Predictor:
             logs.event(log, "setup", {"project": seen.name} | said, level=level)
         if seen.unusable:
             raise LabelConfigError(seen.unusable)
-        return {"model_version": self.model_version(), "problems": list(seen.problems)}
+        version, planner = self.model_version(), self._planner(schema, seen.name, seen.extra_params)
+        return {"model_version": planner.version(version) if planner else version, "problems": list(seen.problems)}
 
     def model_version(self) -> str:
         """What the workers serve, or served last; never waits for a Redis that hangs."""

@@ -8,34 +8,20 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from backend.keyframes import MOST_FRAMES
 from backend.label_config import OutputTag
+from backend.option_kinds import Option, expected, parse_option
+from backend.preannotation_options import PREANNOTATION_OPTIONS, PreannotationOptions, preannotation_options
 from sam2_backend.messages import MaskOptions
 from sam2_backend.video_messages import VideoOptions
 
 PREFIX = "model_"
 MANY_PX = 1 << 30
 KEYFRAME_TOLERANCE_PCT = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option: its kind, the least and the greatest value, a sentence for the documentation, and the words that it may be (kind str).
-
-    Kind `range` is "first-last", either of them left out where it is open.
-    """
-
-    kind: type
-    least: float
-    greatest: float
-    help: str
-    words: tuple[str, ...] = ()
 
 
 OPTIONS: dict[str, Option] = {
@@ -59,7 +45,7 @@ OPTIONS: dict[str, Option] = {
         "How far, in per cent of the frame, the box between two keyframes may be from the tracked one; less makes more keyframes.",
     ),
     "model_non_overlap": Option(bool, 0, 1, "Each pixel belongs to one object of the same label at most."),
-}
+} | PREANNOTATION_OPTIONS
 OUTPUT_OPTION = "model_output"
 """Read by `label_config` from the labeling config alone: it decides which tag the other options are read from."""
 
@@ -76,6 +62,7 @@ class ProjectOptions:
         video: What the worker needs to know of a propagation beside `mask`.
         keyframe_tolerance_pct: How far interpolated boxes may be from the tracked ones, in per cent of the frame.
         propagate: What is drawn on one page goes to all.
+        preannotation: What is done before anyone draws.
     """
 
     mask: MaskOptions = MaskOptions()
@@ -85,14 +72,18 @@ class ProjectOptions:
     video: VideoOptions = VideoOptions()
     keyframe_tolerance_pct: float = KEYFRAME_TOLERANCE_PCT
     propagate: bool = False
+    preannotation: PreannotationOptions = PreannotationOptions()
 
 
-def project_options(output: OutputTag, extra_params: Mapping[str, Any] | str | None) -> tuple[ProjectOptions, list[str]]:
+def project_options(
+    output: OutputTag, extra_params: Mapping[str, Any] | str | None, overrides: Mapping[str, Any] | None = None
+) -> tuple[ProjectOptions, list[str]]:
     """Read a project's options.
 
     Args:
         output: The control tag that the masks go to.
         extra_params: The connection's extra parameters: an object, or its JSON text.
+        overrides: Options of a command line, which win over both.
 
     Returns:
         The options, defaults in place of what is unknown or malformed; one sentence for each of those.
@@ -101,7 +92,7 @@ def project_options(output: OutputTag, extra_params: Mapping[str, Any] | str | N
     attributes = {name: value for name, value in output.control.attributes.items() if name.startswith(PREFIX)}
     where = f"<{output.control.tag} name={output.from_name!r}>"
     values: dict[str, Any] = {}
-    for source, options in (("The extra parameters", params), (where, attributes)):
+    for source, options in (("The extra parameters", params), (where, attributes), ("The command line", overrides or {})):
         for name, value in options.items():
             if name == OUTPUT_OPTION and options is attributes:
                 continue
@@ -125,6 +116,7 @@ def _options(values: Mapping[str, Any]) -> ProjectOptions:
         video=_video_options(values),
         keyframe_tolerance_pct=values.get("model_keyframe_tolerance", KEYFRAME_TOLERANCE_PCT),
         propagate=values.get("model_propagate", False),
+        preannotation=preannotation_options(values),
     )
 
 
@@ -162,46 +154,8 @@ def _read(name: str, value: Any, into: dict[str, Any]) -> str:
         near = difflib.get_close_matches(name, [*OPTIONS, OUTPUT_OPTION], n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join([*OPTIONS, OUTPUT_OPTION])}."
         return f"there is no option {name[:60]!r}. {hint}"
-    parsed = _parse(option, value)
+    parsed = parse_option(option, value)
     if parsed is None:
-        return f"{name}={str(value)[:60]!r} must be {_expected(option)}; it is ignored."
+        return f"{name}={str(value)[:60]!r} must be {expected(option)}; it is ignored."
     into[name] = parsed
     return ""
-
-
-def _parse(option: Option, value: Any) -> bool | float | str | tuple[int, int] | None:
-    text = str(value).strip().lower()
-    if option.kind is str:
-        return text if text in option.words else None
-    if option.kind is range:
-        return _parse_range(option, text)
-    if option.kind is bool:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text)
-    try:
-        number = math.nan if isinstance(value, bool) else float(text)
-    except ValueError:
-        return None
-    if not option.least <= number <= option.greatest or (option.kind is int and number != int(number)):
-        return None
-    return int(number) if option.kind is int else number
-
-
-def _parse_range(option: Option, text: str) -> tuple[int, int] | None:
-    """First and last, 0 as last: to the end."""
-    match = re.fullmatch(r"(\d{0,9})\s*-\s*(\d{0,9})", text)
-    if not match or not any(match.groups()):
-        return None
-    first, last = (int(number) if number else None for number in match.groups())
-    first = 1 if first is None else first
-    is_in_bounds = all(option.least <= number <= option.greatest for number in (first, last) if number is not None)
-    return (first, last or 0) if is_in_bounds and (last is None or first <= last) else None
-
-
-def _expected(option: Option) -> str:
-    if option.kind is str:
-        return " or ".join([", ".join(option.words[:-1]), option.words[-1]])
-    if option.kind is range:
-        return "two numbers from 1 with a hyphen between, the smaller first, either of them left out where the range is open"
-    if option.kind is bool:
-        return "true or false"
-    return f"a {'whole ' if option.kind is int else ''}number from {option.least:g} to {option.greatest:g}"

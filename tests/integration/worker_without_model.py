@@ -3,7 +3,8 @@
 Run as a program; the environment holds the settings. `sleep:S` sleeps; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
 the process;
 `mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. A DatasetJob obeys the ids of its boxes and lets
-others go before, after each. A propagation only counts, see slow_counting.
+others go before, after each; without boxes it takes 20 ms, finds the whole image of 2 x 2 and fails with the error that the image's
+address names after `error=`. A propagation only counts, see slow_counting.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from slow_counting import SlowCounting
 
 VERSION = os.environ.get("MODEL_VERSION", "no-model@1")
+SECONDS_PER_IMAGE = 0.02
+WHOLE = b"\0\0\0\0\x04\0\0\0"
 
 
 class RuntimeWithoutModel:
@@ -61,6 +64,12 @@ class RuntimeWithoutModel:
         for box in job.boxes:
             masks.append(DatasetMask(box.label, self._obey(box.box_id), 0.5, box.box, 1, box.box_id))
             let_others()
+        if not job.boxes:
+            self._redis.rpush("sam2:test:annotated", f"{self._name} {job.media.uri}")
+            time.sleep(SECONDS_PER_IMAGE)
+            if "error=" in job.media.uri:
+                self._obey("error:" + job.media.uri.partition("error=")[2])
+            masks.append(DatasetMask(job.label, RunLengths((2, 2), WHOLE), 0.5, (0.0, 0.0, 1.0, 1.0), 4))
         return DatasetReply("hash", (2, 2), VERSION, self._name, "none", tuple(masks))
 
     def usage(self) -> Usage:

@@ -208,7 +208,9 @@ def test_options_are_read_from_attributes_and_extra_parameters_and_the_attribute
 
 def test_every_documented_option_can_be_set():
     for name, option in OPTIONS.items():
-        values = {bool: ("false", "true"), int: ("3",), float: ("0.75",), range: ("5-9",), str: option.words}[option.kind]
+        values = {bool: ("false", "true"), int: ("3",), float: ("0.75",), range: ("5-9",), dict: ("Cat: a tabby",), str: option.words}[
+            option.kind
+        ]
         read = [project_options(output_with(**{name: value}), None) for value in values]
         assert [problems for _, problems in read] == [[]] * len(values)
         assert any(options != ProjectOptions() for options, _ in read)

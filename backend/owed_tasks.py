@@ -1,0 +1,128 @@
+"""Tasks whose prediction was not ready when Label Studio asked: what is owed, in Redis, until some web process has pushed it.
+
+Owner of `sam2:preannotations` (what is owed, by when it is due), `sam2:preannotation-tries` and `sam2:preannotation-config:<digest>`. A
+process that takes a task has it for `LEASE_S`; if it dies, another takes it after that.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from redis import Redis
+
+from backend.prompt_regions import digest
+from sam2_backend.redis_connection import redis_errors_as_ours
+
+OWED, TRIES, CONFIG = "sam2:preannotations", "sam2:preannotation-tries", "sam2:preannotation-config:"
+MOST_OWED = 100_000
+MOST_TRIES = 5
+KEPT_S = 24 * 3600
+LEASE_S = 1800
+LONGEST_PAUSE_S = 600.0
+
+#: Due members, each postponed by the lease in the same step.
+_TAKE = """
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], 0, ARGV[1], 'LIMIT', 0, ARGV[2])
+for _, member in ipairs(due) do redis.call('ZADD', KEYS[1], 'XX', ARGV[1] + ARGV[3], member) end
+return due
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """One task.
+
+    Attributes:
+        project: Label Studio's `<id>.<unix time>`.
+        config: Names the labeling config as it was.
+        model_version: Of the workers when it was asked.
+    """
+
+    task_id: int
+    project: str
+    config: str
+    model_version: str
+
+    @property
+    def member(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @property
+    def project_id(self) -> int:
+        return int(self.project.split(".", 1)[0])
+
+
+class OwedTasks:
+    """What is owed to Label Studio, for all web processes."""
+
+    def __init__(self, redis: Callable[[], Redis]) -> None:
+        self._redis = redis
+
+    def owe(self, task_ids: Sequence[int], project: str, label_config: str, model_version: str, due_s: float) -> int:
+        """Note tasks; one that is noted stays noted once. Returns how many are not, for want of room.
+
+        Args:
+            due_s: From now; before that Label Studio may not have stored what stands in for the prediction.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        config = digest(label_config)
+        with redis_errors_as_ours():
+            client = self._redis()
+            room = max(0, MOST_OWED - int(client.zcard(OWED)))
+            members = {Owed(task_id, project, config, model_version).member: time.time() + due_s for task_id in task_ids[:room]}
+            client.set(CONFIG + config, label_config, ex=KEPT_S)
+            if members:
+                client.zadd(OWED, members, nx=True)
+                client.expire(OWED, KEPT_S)
+        return len(task_ids) - len(members)
+
+    def take(self, count: int) -> list[Owed]:
+        """Tasks that are due; they are this process's for a while.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        with redis_errors_as_ours():
+            due: Any = self._redis().eval(_TAKE, 1, OWED, str(time.time()), str(count), str(LEASE_S))
+        return [Owed(**json.loads(member)) for member in due]
+
+    def label_config(self, owed: Owed) -> str:
+        """The labeling config that it was asked with; empty: too long ago."""
+        with redis_errors_as_ours():
+            text: Any = self._redis().get(CONFIG + owed.config)
+        return text.decode() if isinstance(text, bytes) else text or ""
+
+    def settle(self, owed: Owed) -> None:
+        """It is owed no more."""
+        with redis_errors_as_ours():
+            client = self._redis()
+            client.zrem(OWED, owed.member)
+            client.hdel(TRIES, owed.member)
+
+    def give_back(self, owed: Owed) -> None:
+        """Another process may take it at once."""
+        with redis_errors_as_ours():
+            self._redis().zadd(OWED, {owed.member: time.time()}, xx=True)
+
+    def failed(self, owed: Owed) -> bool:
+        """It is tried again after a pause; False: it was tried often enough, and is owed no more."""
+        with redis_errors_as_ours():
+            client = self._redis()
+            tries: Any = client.hincrby(TRIES, owed.member, 1)
+            client.expire(TRIES, KEPT_S)
+            if tries < MOST_TRIES:
+                client.zadd(OWED, {owed.member: time.time() + min(5.0 * 4.0**tries, LONGEST_PAUSE_S)}, xx=True)
+                return True
+        self.settle(owed)
+        return False
+
+    def count(self) -> int:
+        """How many tasks are owed."""
+        with redis_errors_as_ours():
+            return int(self._redis().zcard(OWED))
