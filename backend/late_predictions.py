@@ -98,7 +98,8 @@ class LatePredictions:
         settings = self._settings
         studio = DatasetStudio(settings.label_studio_url, settings.label_studio_api_key, self._stopping, patience_s=_PATIENCE_S)
         try:
-            runner = TaskRunner(self._jobs, studio, planner, owed.project_id, owed.model_version, self._stopping)
+            replaces = planner.own_versions(owed.model_version)
+            runner = TaskRunner(self._jobs, studio, planner, owed.project_id, self._dispatcher.model_version(), self._stopping, replaces)
             outcome = runner.run({"id": owed.task_id})
         finally:
             studio.close()

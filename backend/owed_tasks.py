@@ -39,7 +39,7 @@ class Owed:
     Attributes:
         project: Label Studio's `<id>.<unix time>`.
         config: Names the labeling config as it was.
-        model_version: Of the workers when it was asked.
+        model_version: Of the workers when it was asked: what stands in for the prediction names it.
     """
 
     task_id: int

@@ -22,7 +22,7 @@ from backend.examples import choose_examples
 from backend.owed_tasks import OwedTasks
 from backend.slow_jobs import SlowJobs
 from sam2_backend.dataset_messages import DatasetReply, Example
-from sam2_backend.errors import LabelConfigError, Sam2BackendError
+from sam2_backend.errors import LabelConfigError, QueueError, Sam2BackendError
 from sam2_backend.messages import MediaRef
 from sam2_backend.settings import Settings
 
@@ -139,6 +139,8 @@ class Preannotator:
                 plan = planner.plan(one.task, model)
                 for page in plan.pages:
                     self._jobs.send(page.pending, is_urgent=True)
+            except QueueError:
+                raise
             except (Sam2BackendError, KeyError, TypeError, ValueError) as error:
                 reason = error.message if isinstance(error, Sam2BackendError) else "it is no task of Label Studio's."
                 problems.append(f"Task {logs.one_line(str(one.task.get('id')), limit=40)}: {reason}")

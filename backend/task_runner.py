@@ -42,14 +42,23 @@ class TaskRunner:
     Args:
         project_id: In Label Studio.
         stopped: Ends every wait.
+        replaces: Model versions of empty predictions that stand in for those that are made.
     """
 
     def __init__(
-        self, jobs: SlowJobs, studio: DatasetStudio, planner: DatasetPlanner, project_id: int, model_version: str, stopped: threading.Event
+        self,
+        jobs: SlowJobs,
+        studio: DatasetStudio,
+        planner: DatasetPlanner,
+        project_id: int,
+        model_version: str,
+        stopped: threading.Event,
+        replaces: Sequence[str] = (),
     ) -> None:
         self._jobs, self._studio, self._planner = jobs, studio, planner
         self._project_id, self._model_version, self._stopped = project_id, model_version, stopped
         self.version = planner.version(model_version)
+        self._replaces = [*planner.replaced_versions(model_version), *replaces]
 
     def run(self, row: Mapping[str, Any]) -> Outcome:
         """Annotate one task.
@@ -68,9 +77,8 @@ class TaskRunner:
         replies = self._replies(plan)
         prediction = self._planner.prediction(plan, replies)
         score = prediction.score if prediction.result else None
-        replaced = self._planner.replaced_versions(self._model_version)
         with self._jobs.alone(f"{self._studio.base_url} {plan.task_id}", self._stopped):
-            is_new = self._studio.store_once(plan.task_id, prediction.result, score, self.version, replaced)
+            is_new = self._studio.store_once(plan.task_id, prediction.result, score, self.version, self._replaces)
         self._jobs.forget([page.pending for page in plan.pages])
         return Outcome(
             "stored" if is_new else "had",

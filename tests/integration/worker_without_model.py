@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from slow_counting import SlowCounting
 
 VERSION = os.environ.get("MODEL_VERSION", "no-model@1")
-SECONDS_PER_IMAGE = 0.02
+SECONDS_PER_IMAGE = float(os.environ.get("SECONDS_PER_IMAGE", "0.02"))
 WHOLE = b"\0\0\0\0\x04\0\0\0"
 
 
