@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sam2_backend.box_masks import masks_of_boxes
 from sam2_backend.clock import Clock
 from sam2_backend.dataset_messages import Example, LabelledBox, SimilarOptions, Skipped
-from sam2_backend.errors import PromptError, Sam2BackendError
+from sam2_backend.errors import GpuMemoryError, MediaUnreachableError, PromptError, Sam2BackendError
 from sam2_backend.masks import mask_from_runs
 from sam2_backend.messages import to_wire
 from sam2_backend.pictures import Atelier, Picture
@@ -44,32 +44,47 @@ class ExampleMemories:
             GpuMemoryError: the device is full.
         """
         key = hashlib.blake2b(json.dumps([to_wire(examples), to_wire(options)]).encode(), digest_size=16).hexdigest()
-        if key not in self._kept:
-            self._kept[key] = self._made(examples, options, clock, between)
-        self._kept.move_to_end(key)
-        while len(self._kept) > _MOST_KEPT:
-            self._kept.popitem(last=False)
-        return self._kept[key]
-
-    def _made(
-        self, examples: Sequence[Example], options: SimilarOptions, clock: Clock, between: Callable[[], None]
-    ) -> tuple[Memory, list[Skipped]]:
-        memory, skipped = Memory.empty(self._atelier.engine, options), list[Skipped]()
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        making = _Making(self._atelier, options, clock)
         for number, example in enumerate(examples, start=1):
-            if memory.n_examples.get(example.label, 0) >= options.max_examples:
-                continue
-            try:
-                picture = self._atelier.open(example.media, clock, example.mask.size_hw if example.mask else None)
-                memory.add(example.label, picture.embedding(), self._mask(example, picture))
-            except Sam2BackendError as error:
-                if not _is_of_this_example(error):
-                    raise
-                skipped.append(Skipped(f"example {number} of {example.label}", error.message))
+            making.add(number, example)
             between()
-        if not memory.n_examples:
-            reason = skipped[0].reason if skipped else "Accept a region on some task first."
+        if not making.memory.n_examples:
+            reason = making.skipped[0].reason if making.skipped else "Accept a region on some task first."
             raise PromptError(f"There is no example to look for. {reason}")
-        return memory, skipped
+        if making.is_lasting:
+            self._kept[key] = making.memory, making.skipped
+            while len(self._kept) > _MOST_KEPT:
+                self._kept.popitem(last=False)
+        return making.memory, making.skipped
+
+
+class _Making:
+    """A memory as examples are added to it.
+
+    Attributes:
+        skipped: The examples that could not be used.
+        is_lasting: What could not be used never will be; False: an image was out of reach, and may be back for the next job.
+    """
+
+    def __init__(self, atelier: Atelier, options: SimilarOptions, clock: Clock) -> None:
+        self._atelier, self._options, self._clock = atelier, options, clock
+        self.memory, self.skipped, self.is_lasting = Memory.empty(atelier.engine, options), list[Skipped](), True
+
+    def add(self, number: int, example: Example) -> None:
+        """Read an example, unless its label has enough of them."""
+        if self.memory.n_examples.get(example.label, 0) >= self._options.max_examples:
+            return
+        try:
+            picture = self._atelier.open(example.media, self._clock, example.mask.size_hw if example.mask else None)
+            self.memory.add(example.label, picture.embedding(), self._mask(example, picture))
+        except GpuMemoryError:
+            raise
+        except Sam2BackendError as error:
+            self.skipped.append(Skipped(f"example {number} of {example.label}", error.message))
+            self.is_lasting &= not isinstance(error, MediaUnreachableError)
 
     def _mask(self, example: Example, picture: Picture) -> NDArray[np.bool_]:
         if example.mask is not None:
@@ -79,13 +94,7 @@ class ExampleMemories:
             return mask
         if example.box is None:
             raise PromptError("The example has neither a mask nor a box.")
-        box = LabelledBox("", example.box)
-        found, skipped = masks_of_boxes(self._atelier.engine, picture.embedding(), picture.size_hw, [box])
+        found, skipped = masks_of_boxes(self._atelier.engine, picture.embedding(), picture.size_hw, [LabelledBox("", example.box)])
         if skipped:
             raise PromptError(skipped[0].reason)
         return mask_from_runs(found[0].runs)
-
-
-def _is_of_this_example(error: Sam2BackendError) -> bool:
-    """Whether the other examples may be good: its image is gone, or its mask is none; not where the device is full."""
-    return error.code != "gpu_out_of_memory"

@@ -166,12 +166,13 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         )
         self._push(job, answer)
 
-    def _let_people(self) -> None:
-        """Do what people wait for, in the middle of another job, whose time limit stands still meanwhile."""
+    def _let_people(self, job_key: str, record_s: int) -> None:
+        """Do what people wait for, in the middle of another job, whose time limit stands still meanwhile, as does its record's end."""
         try:
             while found := self._next_job(self._people, waits=False):
                 with _paused_alarm():
                     self.execute_job(*found)
+                self.connection.expire(job_key, record_s)
                 self._status = replace(self._status, state="busy")
         except redis.RedisError as error:
             log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
@@ -179,7 +180,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
     def _answer(self, job: SafeJob, limit_s: int) -> ImageReply | DatasetReply | Sam2BackendError:
         try:
             with self.death_penalty_class(limit_s, JobTimeoutException, job_id=job.id):
-                return job.answer(self._let_people)
+                return job.answer(lambda: self._let_people(job.key, limit_s + _MARGIN_S))
         except JobTimeoutException:
             log.warning("job %s exceeded its limit of %d s", job.id, limit_s)
             return JobTimedOutError(f"The worker did not finish within {limit_s} s. Click again, or use a smaller model.")

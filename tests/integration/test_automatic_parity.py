@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,19 @@ def test_no_hole_and_no_island_smaller_than_the_limit_is_left(engine, photo):
     assert not all(np.array_equal(clean(mask, 39, 39), mask) for mask in (mask_from_runs(m.runs) for m in rough))
     assert all(np.array_equal(clean(mask, 39, 39), mask) for mask in (mask_from_runs(m.runs) for m in smooth))
     assert 0 < len(smooth) <= len(rough)
+
+
+def test_memory_does_not_grow_with_the_masks_of_a_large_photograph(engine):
+    large = np.array(Image.open(PHOTO).convert("RGB").resize((4000, 3000)))
+    unfiltered = EverythingOptions(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
+    tracemalloc.start()
+    try:
+        found = everything(engine, large, unfiltered)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found) > 30
+    assert peak_bytes < 6 * large.shape[0] * large.shape[1]  # as bool masks alone they would be more than 30 times that
 
 
 def test_clicks_come_in_after_each_batch(engine, photo):

@@ -184,6 +184,17 @@ def test_the_examples_are_read_once_for_all_images(preannotation, store):
     assert store.fetched.count(uri(2)) == 1
 
 
+def test_an_example_out_of_reach_is_tried_again_for_the_next_image(preannotation, store):
+    gone = uri(2)
+    data = store.sources.pop(gone)
+    asked = job("similar", examples=(example(2), example(3)))
+    assert len(preannotation.answer(asked).skipped) == 1
+    store.sources[gone] = data
+    assert preannotation.answer(asked).skipped == ()
+    preannotation.answer(asked)
+    assert store.fetched.count(gone) == 2
+
+
 def test_only_so_many_examples_of_a_label_are_fetched(preannotation, store):
     examples = tuple(example(seed) for seed in (2, 3, 4)) + (example(5, "Dog"),)
     preannotation.answer(job("similar", examples=examples, similar=SimilarOptions(max_examples=2)))
