@@ -51,7 +51,7 @@ def task_filter(texts: Sequence[str]) -> TaskFilter:
             tab_id = int(value)
         elif name == "id" and re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", value):
             predicates.append(_by_id(value))
-        elif name.startswith("data.") and value:
+        elif name.startswith("data.") and len(name) > len("data.") and value:
             predicates.append(_by_field(name.removeprefix("data."), value))
         else:
             raise SettingsError(f"--filter {text!r} is not known. Write {FILTERS}.")
