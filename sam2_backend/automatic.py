@@ -7,6 +7,7 @@ estimated IoU is looked at before a mask is made at full size, and masks are kep
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,13 +21,14 @@ from sam2_backend.dataset_messages import EverythingOptions
 from sam2_backend.embedding import ImageEmbedding
 from sam2_backend.engine import Candidates, ObjectPrompt, Sam2Engine
 from sam2_backend.messages import RunLengths
-from sam2_backend.point_grids import Crop, crops_of
+from sam2_backend.point_grids import Crop, crops_of, point_grid
 
 #: Logits are cut to ± this before they are a prompt, as the reference does.
 _PROMPT_LOGIT_MAX = 32.0
 _ONE_POINT = np.array([True])
 #: On the CPU a network of up to this side spends more on calls than on the work in them: 4.6 ms a point alone, 1.7 in batches of 16.
 _SMALL_SIDE, _SMALL_BATCH = 512, 16
+_COARSE_SIDE = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,26 @@ def everything(
     if options.min_mask_region_area > 1:
         found = _without_small_parts(found, options)
     return sorted(found, key=lambda mask: mask.score, reverse=True)
+
+
+def why_nothing(engine: Sam2Engine, embedding: ImageEmbedding, size_hw: tuple[int, int], options: EverythingOptions) -> str:
+    """Why `everything` finds nothing, for people: how near to the limits the masks of a coarse grid come. A small model's stay below."""
+    side = engine.image_size // 4
+    upsampler = Upsampler((side, side), (0, 0, size_hw[1], size_hw[0]), size_hw)
+    points = point_grid(min(options.points_per_side, _COARSE_SIDE)) * size_hw[::-1]
+    unfiltered = replace(options, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    masks_and_scores = [
+        pair for found in _candidates(engine, embedding, points, size_hw, options) for pair in _good_masks(found, upsampler, unfiltered)
+    ]
+    if not masks_and_scores:
+        return "No point of the grid has a mask."
+    best_score = max(score for _, score in masks_and_scores)
+    best_stability = max((mask.stability for mask, _ in masks_and_scores if not math.isnan(mask.stability)), default=0.0)
+    return (
+        f"No mask passes: of a coarse grid the best estimated IoU is {best_score:.2f} (pred_iou_thresh {options.pred_iou_thresh:g}), the best "
+        f"stability {best_stability:.2f} (stability_score_thresh {options.stability_score_thresh:g} at stability_score_offset "
+        f"{options.stability_score_offset:g}). Lower these for this model, or take a larger one."
+    )
 
 
 def _in_batches(engine: Sam2Engine) -> Sam2Engine:

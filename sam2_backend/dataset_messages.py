@@ -170,7 +170,7 @@ class Skipped:
     """A box, text or example that was left out, and why; the others were done.
 
     Attributes:
-        what: The `box_id`, the label of a text, or `example N of LABEL`.
+        what: The `box_id`, the label of a text, `example N of LABEL`, or `everything` where no mask passed the limits.
         reason: A sentence for people.
     """
 

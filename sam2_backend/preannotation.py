@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sam2_backend.automatic import everything
+from sam2_backend.automatic import everything, why_nothing
 from sam2_backend.box_masks import masks_of_boxes
 from sam2_backend.clock import Clock
 from sam2_backend.dataset_messages import DatasetJob, DatasetMask, DatasetReply, Skipped
@@ -80,6 +80,8 @@ class Preannotation:
 
     def _everything(self, job: DatasetJob, picture: Picture, _clock: Clock, pause: Callable[[], None]) -> _Found:
         made = everything(self.atelier.engine, picture.pixels(), job.everything, picture.embedding(), pause)
+        if not made:
+            return [], [Skipped("everything", why_nothing(self.atelier.engine, picture.embedding(), picture.size_hw, job.everything))]
         return [mask for m in made if (mask := region(m.runs, m.score, job.label))], []
 
     def _text(self, job: DatasetJob, picture: Picture, clock: Clock, pause: Callable[[], None]) -> _Found:

@@ -140,6 +140,15 @@ def test_everything_carries_the_only_label_and_is_bounded_by_score_and_number(pr
     assert preannotation.answer(job("everything", everything=ALL, label="Cell", min_score=threshold)).masks == found[:2]
 
 
+def test_limits_that_no_mask_passes_are_told_with_how_near_the_best_comes(preannotation):
+    reply = preannotation.answer(job("everything", everything=dataclasses.replace(ALL, pred_iou_thresh=0.99)))
+    assert reply.masks == ()
+    [skipped] = reply.skipped
+    assert skipped.what == "everything"
+    assert "pred_iou_thresh 0.99" in skipped.reason
+    assert "stability" in skipped.reason
+
+
 @pytest.mark.parametrize(
     "bad", [{"points_per_side": 0}, {"points_per_batch": 0}, {"crop_n_layers": 9}, {"crop_overlap_ratio": 1.5}, {"points_per_side": 10**6}]
 )
