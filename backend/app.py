@@ -197,11 +197,12 @@ class Web:
         return response
 
     def _click(self, body: dict[str, Any], context: Any) -> Click:
-        """Answer; a click holds one of the threads that may wait."""
+        """Answer; whoever waits holds one of the threads that may."""
         arguments = body.get("tasks"), body.get("label_config"), context, str(body.get("project") or "")
-        if context is None:
-            return self._predictor.click(*arguments)
-        if not self._waiting.acquire(blocking=False):
+        is_free = self._waiting.acquire(blocking=False)
+        if context is None and not is_free:
+            return self._predictor.click(*arguments, may_wait=False)
+        if not is_free:
             raise OverloadedError(
                 "Every thread of the web tier waits for a mask already. Try again; if it lasts, start more workers.", retry_after_s=2
             )

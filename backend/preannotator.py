@@ -88,9 +88,22 @@ class Preannotator:
         except LabelConfigError:
             return None
 
-    def answer(self, planner: DatasetPlanner, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str, model: str) -> Answer:
-        """Exactly one prediction per task, within `SAM2_PREANNOTATE_WAIT_S` for each, `SAM2_PREDICT_WAIT_S` in all. Never fails."""
-        wait_s = min(self._settings.preannotate_wait_s * len(tasks), self._settings.predict_wait_s)
+    def answer(
+        self,
+        planner: DatasetPlanner,
+        tasks: Sequence[Mapping[str, Any]],
+        label_config: str,
+        project: str,
+        model: str,
+        *,
+        may_wait: bool = True,
+    ) -> Answer:
+        """Exactly one prediction per task, within `SAM2_PREANNOTATE_WAIT_S` for each, `SAM2_PREDICT_WAIT_S` in all. Never fails.
+
+        Args:
+            may_wait: False: all predictions come later.
+        """
+        wait_s = min(self._settings.preannotate_wait_s * len(tasks), self._settings.predict_wait_s) if may_wait else 0.0
         version, deadline = planner.version(model), time.monotonic() + wait_s
         asked = [_Asked(task) for task in tasks]
         answer = Answer([])
@@ -101,8 +114,10 @@ class Preannotator:
 
         if not briefly(work, otherwise=False, wait_s=wait_s + _SPARE_S):
             answer.problems.append("Redis does not answer in time.")
-        answer.predictions = [one.found or placeholder(version, NOT_READY) for one in list(asked)]
-        late = [int(one.task["id"]) for one in asked if one.found is None and isinstance(one.task.get("id"), int)]
+        found = [one.found for one in asked]  # once: what is found from now on is late
+        answer.predictions = [prediction or placeholder(version, NOT_READY) for prediction in found]
+        ids = [task.get("id") for task, prediction in zip(tasks, found, strict=True) if prediction is None]
+        late = [task_id for task_id in ids if isinstance(task_id, int) and not isinstance(task_id, bool)]
         answer.n_late = len(late)
         if late:
             briefly(lambda: self._owe(late, project, label_config, model, answer.problems), None)

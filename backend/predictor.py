@@ -72,7 +72,7 @@ class Predictor:
         """Exactly one prediction per task; see `click`."""
         return self.click(tasks, label_config, context, project).predictions
 
-    def click(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> Click:
+    def click(self, tasks: Any, label_config: Any, context: Any, project: str = "", *, may_wait: bool = True) -> Click:
         """Answer one /predict.
 
         Args:
@@ -80,6 +80,7 @@ class Predictor:
             label_config: The labeling config's XML.
             context: None: nobody clicked, the images are embedded ahead of time or, with `model_preannotate`, annotated; else `{"result": [region, …]}`, on the first task.
             project: `<id>.<unix time>`, as at /setup.
+            may_wait: False: what is annotated ahead comes later.
 
         Returns:
             One prediction per task, with an empty `result` where nothing was asked, found, or a newer click came.
@@ -93,7 +94,7 @@ class Predictor:
         if context is None:
             planner = self._planner(label_config, project_name(project))
             if planner:
-                return self._annotate_ahead(planner, tasks, label_config, project_name(project), started)
+                return self._annotate_ahead(planner, tasks, label_config, project_name(project), may_wait=may_wait)
             briefly(lambda: self._warm(tasks, label_config, project), None)
         drawn: Click | None = None
         if context and context.get("result"):
@@ -112,9 +113,10 @@ class Predictor:
         return briefly(lambda: self.preannotator.planner(label_config, project, extra_params), None)
 
     def _annotate_ahead(
-        self, planner: DatasetPlanner, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str, started: float
+        self, planner: DatasetPlanner, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str, *, may_wait: bool
     ) -> Click:
-        answer = self.preannotator.answer(planner, tasks, label_config, project, self.model_version())
+        started = time.perf_counter()
+        answer = self.preannotator.answer(planner, tasks, label_config, project, self.model_version(), may_wait=may_wait)
         facts = {"project": project, "mode": planner.mode, "tasks": len(tasks), "late": answer.n_late, "problems": len(answer.problems)}
         logs.event(log, "preannotate", facts | {"total_ms": round(_ms_since(started), 1)})
         return Click(answer.predictions, {"total": _ms_since(started)})
