@@ -97,6 +97,7 @@ def test_demo_is_ready_to_click_and_leaves_nothing_and_starts_again_quickly(home
                 _click_on_a_photograph(demo, browser, tmp_path)
                 first_project = demo.said(r"/projects/\d+/data").group()
             assert demo.said(r"/projects/\d+/data").group() == first_project
+            assert demo.said(r"Video\s+http\S+(/projects/\d+/data)").group(1) != first_project
             demo.stop(signal.SIGINT)
         finally:
             demo.end()
