@@ -140,7 +140,7 @@ def _served(command: list[str], environ: dict[str, str], log: Path) -> Iterator[
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 requests.get(f"{url}/health", timeout=1)
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 time.sleep(0.1)
             else:
                 yield url

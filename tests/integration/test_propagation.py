@@ -254,7 +254,7 @@ def test_a_video_that_kills_its_workers_does_not_kill_them_all(propagations, wor
     state = propagations.wait(message.session, 60)
     assert state.phase == "failed"
     assert "3 workers died over this video" in state.error
-    assert "w" in {worker.name[0] for worker in propagations._dispatcher.workers()}
+    assert until(propagations._dispatcher.workers)  # a busy machine may delay a sign of life
 
 
 def test_propagations_take_turns(propagations, workers, quick):
