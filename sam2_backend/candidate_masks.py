@@ -74,9 +74,13 @@ class Upsampler:
         left, top, right, bottom = crop_xyxy_px
         self._rows, self._columns = Axis.of(logits_hw[0], bottom - top), Axis.of(logits_hw[1], right - left)
         self._left, self._top, self._size_hw = left, top, image_size_hw
+        n_rows, n_columns = (np.bincount(axis.before, minlength=n) for axis, n in zip((self._rows, self._columns), logits_hw, strict=True))
+        self._n_px = np.outer(n_rows, n_columns)
 
     def mask(self, logits: Logits, threshold: float, offset: float, min_stability: float) -> FullSizeMask | None:
         """The mask above the threshold; None where it is less stable than min_stability (0: never)."""
+        if min_stability > 0 and self._most_stability(logits, threshold, offset) < min_stability:
+            return None
         high_rows, high_columns = np.nonzero(logits > threshold - offset)
         rows, columns = self._rows.reached(high_rows), self._columns.reached(high_columns)
         mask = np.empty((rows.stop - rows.start, columns.stop - columns.start), dtype=np.bool_)
@@ -90,6 +94,16 @@ class Upsampler:
             return None
         left, top = columns.start + self._left, rows.start + self._top
         return FullSizeMask(runs_of_part(mask, left, top, self._size_hw), _box(mask, left, top), stability)
+
+    def _most_stability(self, logits: Logits, threshold: float, offset: float) -> float:
+        """What the stability is not above. A pixel between four logits is neither above the highest of them nor below the lowest."""
+        below, right = np.vstack([logits[1:], logits[-1:]]), np.hstack([logits[:, 1:], logits[:, -1:]])
+        across = np.hstack([below[:, 1:], below[:, -1:]])
+        highest = np.maximum(np.maximum(logits, below), np.maximum(right, across))
+        lowest = np.minimum(np.minimum(logits, below), np.minimum(right, across))
+        most_inner = self._n_px[highest > threshold + offset].sum()
+        least_outer = self._n_px[lowest > threshold - offset].sum()
+        return float(most_inner / least_outer) if least_outer else 1.0
 
     def _strips(self, logits: Logits, rows: slice, columns: slice) -> Iterator[tuple[int, Logits]]:
         """The upsampled logits of these rows and columns, some rows at a time, with the number of the first, counted from 0."""

@@ -62,6 +62,22 @@ def test_a_mask_that_is_not_stable_enough_is_not_made():
     assert upsampler.mask(logits, 0.0, 1.0, stability + 1e-6) is None
 
 
+@pytest.mark.parametrize("size_hw", [(64, 64), (150, 200), (37, 91), (20, 30)])
+def test_a_mask_that_is_turned_down_unseen_would_have_been_turned_down(size_hw):
+    upsampler = Upsampler((64, 64), (0, 0, size_hw[1], size_hw[0]), size_hw)
+    unseen = 0
+    for seed in range(12):
+        for offset in (0.1, 0.5, 2.0):
+            logits = blobs(seed)
+            stability = upsampler.mask(logits, 0.0, offset, 0.0).stability
+            most = upsampler._most_stability(logits, 0.0, offset)
+            assert most >= stability or np.isnan(stability)
+            for least in (0.3, 0.6, 0.95):
+                assert (upsampler.mask(logits, 0.0, offset, least) is None) == (not stability >= least)
+                unseen += most < least
+    assert unseen > 3
+
+
 def test_nothing_above_the_threshold_is_an_empty_mask_and_never_stable():
     logits = np.full((16, 16), -5.0, np.float32)
     upsampler = Upsampler((16, 16), (0, 0, 40, 30), (30, 40))
