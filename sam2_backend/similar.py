@@ -81,8 +81,10 @@ def masks_like(
     Returns:
         Masks whose score is the model's confidence that the object is in the image, above 0.5.
     """
-    found = memory.tracker.step(_NEW_IMAGE_IDX, embedding.maps)
-    memory.tracker.forget_tracked()
+    try:
+        found = memory.tracker.step(_NEW_IMAGE_IDX, embedding.maps)
+    finally:
+        memory.tracker.forget_tracked()  # also where a time limit ends this in the middle: images do not remember one another
     regions: list[DatasetMask] = []
     for label, logits, object_logit in zip(found.object_ids, found.logits, found.object_scores.sigmoid().tolist(), strict=True):
         if object_logit > 0.5:

@@ -80,6 +80,17 @@ def test_an_image_does_not_depend_on_the_images_before_it(engine):
     assert memory.nbytes == bytes_before
 
 
+def test_a_time_limit_in_the_middle_leaves_no_trace(engine, monkeypatch):
+    memory, target = remembered(engine, ("Cat", 1), ("Dog", 2)), engine.embed(photo(9))
+    first = masks_like(engine, memory, target, SIZE_HW)
+    with monkeypatch.context() as patch:
+        patch.setattr(memory.tracker, "_answer", lambda _found: (_ for _ in ()).throw(TimeoutError))
+        with pytest.raises(TimeoutError):
+            masks_like(engine, memory, engine.embed(photo(10)), SIZE_HW)
+    assert not any(kept.tracked for kept in memory.tracker._objects.values())
+    assert masks_like(engine, memory, target, SIZE_HW) == first
+
+
 def test_a_label_that_is_there_comes_with_its_confidence(engine):
     memory = remembered(engine, ("Cat", 1), ("Dog", 2))
     memory.tracker = Surely(memory.tracker, 2.0)
