@@ -19,7 +19,8 @@ class FrameMemory:
 
     Attributes:
         pointer: (d,) float32.
-        memory_map: (memory_dim, h, w) bfloat16, as the reference keeps it; None once no frame can read it.
+        memory_map: What the network remembers of it, (memory_dim, h, w) or (memory_dim, latents) bfloat16, as the reference keeps it; None
+            once no frame can read it.
         logits: (S/4, S/4) float32, of a prompted frame or of the newest tracked one: what a correction starts from. Else None.
         object_logit: () float32, above 0: the object is there.
         score: () float32, the estimated IoU.

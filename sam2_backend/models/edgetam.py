@@ -2,7 +2,7 @@
 
 Reads a folder in the layout of Hugging Face transformers (EdgeTamModel or EdgeTamVideoModel). transformers' own class builds its encoder
 with timm, which needs torchvision; the sixty lines of RepViT stand here in plain torch, by timm's parameter names, so neither is needed.
-Images only: EdgeTAM's video memory is another one than SAM 2's, and a propagation is refused as for any network without memory.
+A video model tracks, see `edgetam_memory`; of an image model a propagation is refused, as of any network without memory.
 
 Source: EdgeTAM (arXiv 2501.07256); RepViT (arXiv 2307.09283); timm 1.0.31, models/repvit.py; transformers 5.23, models/edgetam.
 """
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from sam2_backend.checkpoints.loading import Checkpoint
 from sam2_backend.checkpoints.reading import digest_of, files_of, read_safetensors
 from sam2_backend.errors import BadCheckpointError
-from sam2_backend.network import NetworkConfig, Sam2Network
+from sam2_backend.models.edgetam_memory import EdgeTamConfig, LatentMemoryNetwork, memory_sizes
+from sam2_backend.network import NetworkConfig
 from sam2_backend.network.hiera import ImageTrunk
 from sam2_backend.network.transformers_layout import from_transformers
 
 _BACKBONE = re.compile(r"^image_encoder\.trunk\.timm_model\.")
-#: What only video needs.
-_MEMORY = re.compile(r"^(memory_|mask_downsample|spatial_perceiver|obj_ptr_|maskmem_|no_mem_pos_enc|no_obj_)")
+_MEMORY_MLP = re.compile(r"^(memory_attention\.layers\.\d+)\.mlp\.(up|down)_proj\.")
 
 
 class _ConvNorm(nn.Module):
@@ -145,10 +145,10 @@ class RepVitTrunk(ImageTrunk):
         return maps
 
 
-class EdgeTamNetwork(Sam2Network):
-    """SAM 2 with RepViT in place of Hiera, without memory."""
+class EdgeTamNetwork(LatentMemoryNetwork):
+    """SAM 2 with RepViT in place of Hiera, and with a memory of latents where it has one."""
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(self, config: EdgeTamConfig) -> None:
         super().__init__(config)
         self.image_encoder.trunk = RepVitTrunk(config)
 
@@ -173,23 +173,26 @@ def load(folder: Path) -> Checkpoint:
 
 
 def _by_our_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {_BACKBONE.sub("image_encoder.trunk.", name): tensor for name, tensor in from_transformers(tensors).items()}
-    return {name: tensor.clone() for name, tensor in renamed.items() if not _MEMORY.match(name)}
+    def ours(name: str) -> str:
+        name = _BACKBONE.sub("image_encoder.trunk.", name)
+        return _MEMORY_MLP.sub(lambda m: f"{m[1]}.linear{1 if m[2] == 'up' else 2}.", name)
+
+    return {ours(name): tensor.clone() for name, tensor in from_transformers(tensors).items()}
 
 
-def _config_of(state_dict: Mapping[str, Tensor], config_json: Mapping[str, Any]) -> NetworkConfig:
+def _config_of(state_dict: Mapping[str, Tensor], config_json: Mapping[str, Any]) -> EdgeTamConfig:
     def n_blocks(stage: int) -> int:
         prefix = f"image_encoder.trunk.stages_{stage}.blocks."
         return 1 + max(int(name[len(prefix) :].split(".", 1)[0]) for name in state_dict if name.startswith(prefix))
 
     image_size = config_json.get("prompt_encoder_config", {}).get("image_size", 1024)
-    return NetworkConfig(
-        image_size=image_size if isinstance(image_size, int) else image_size[0],
+    side = image_size if isinstance(image_size, int) else image_size[0]
+    return EdgeTamConfig(
+        image_size=side,
         embed_dim=state_dict["image_encoder.trunk.stem.conv2.c.weight"].shape[0],
         stages=(n_blocks(0), n_blocks(1), n_blocks(2), n_blocks(3)),
         hidden_dim=state_dict["sam_mask_decoder.iou_token.weight"].shape[1],
         decoder_mlp_dim=state_dict["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"].shape[0],
         iou_head_dim=state_dict["sam_mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
-        has_memory=False,
-        is_v21=False,
+        **memory_sizes(state_dict, config_json, side),
     )

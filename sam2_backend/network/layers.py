@@ -53,19 +53,22 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner_dim, dim)
         self.heads = heads
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor | None = None, n_unrotated: int = 0) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, rotary: Tensor | None = None, n_unrotated: int = 0, key_rotary: Tensor | None = None
+    ) -> Tensor:
         """Attend from q (B, N, dim) to k, v (B, M, memory_dim) → (B, N, dim).
 
         Args:
             q, k, v: Queries, keys and values before their projections; a batch of 1 is broadcast.
             rotary: (N, inner_dim / heads / 2, 2) float32 cosine and sine, see `rotary_table`; keys repeat it.
             n_unrotated: So many keys at the end carry no position (object pointers).
+            key_rotary: Where keys are, if not where queries are; repeated as well.
         """
         q, k, v = self._split(self.q_proj(q)), self._split(self.k_proj(k)), self._split(self.v_proj(v))
         if rotary is not None:
-            q = rotate(q, rotary)
+            q, turns = rotate(q, rotary), rotary if key_rotary is None else key_rotary
             n = k.shape[2] - n_unrotated
-            k = torch.cat([rotate(k[:, :, :n], rotary.repeat(n // rotary.shape[0], 1, 1)), k[:, :, n:]], 2)
+            k = torch.cat([rotate(k[:, :, :n], turns.repeat(n // turns.shape[0], 1, 1)), k[:, :, n:]], 2)
         batch = max(q.shape[0], k.shape[0])
         q, k, v = (t.expand(batch, -1, -1, -1) for t in (q, k, v))
         out: Tensor = self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

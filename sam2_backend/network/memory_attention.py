@@ -37,12 +37,14 @@ class _SelfAttention(Attention):
 class _MemoryReading(Attention):
     """Cells look at memories."""
 
-    def look(self, x: Tensor, placed_memory: Tensor, memory: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
+    def look(
+        self, x: Tensor, placed_memory: Tensor, memory: Tensor, rotary: Tensor, n_pointer_tokens: int, key_rotary: Tensor | None
+    ) -> Tensor:
         """Cells (B or 1, N, dim), memory (B, M, memory_dim), placed_memory being the same with its positions → (B, N, dim)."""
         if not _is_plain(x):
-            return self.forward(x, placed_memory, memory, rotary, n_pointer_tokens)
+            return self.forward(x, placed_memory, memory, rotary, n_pointer_tokens, key_rotary)
         q, k = rotated(self.q_proj(x), rotary), self.k_proj(placed_memory)
-        rotated(k[:, : k.shape[1] - n_pointer_tokens], rotary)
+        rotated(k[:, : k.shape[1] - n_pointer_tokens], rotary if key_rotary is None else key_rotary)
         out: Tensor = self.out_proj(self.v_proj(attend_narrow(q, k, memory)))
         return out
 
@@ -88,9 +90,11 @@ class _MemoryLayer(nn.Module):
         self.linear2 = nn.Linear(config.memory_mlp_dim, dim)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
 
-    def forward(self, x: Tensor, placed_memory: Tensor, memory: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
+    def forward(
+        self, x: Tensor, placed_memory: Tensor, memory: Tensor, rotary: Tensor, n_pointer_tokens: int, key_rotary: Tensor | None
+    ) -> Tensor:
         x = x + self.self_attn.look(self.norm1(x), rotary)
-        x = x + self.cross_attn_image.look(self.norm2(x), placed_memory, memory, rotary, n_pointer_tokens)
+        x = x + self.cross_attn_image.look(self.norm2(x), placed_memory, memory, rotary, n_pointer_tokens, key_rotary)
         out: Tensor = x + self.linear2(F.relu(self.linear1(self.norm3(x)), inplace=True))
         return out
 
@@ -103,7 +107,15 @@ class MemoryAttention(nn.Module):
         self.layers = nn.ModuleList(_MemoryLayer(config) for _ in range(config.memory_layers))
         self.norm = nn.LayerNorm(config.hidden_dim)
 
-    def forward(self, image: Tensor, memory: Tensor, memory_positions: Tensor, rotary: Tensor, n_pointer_tokens: int) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        memory: Tensor,
+        memory_positions: Tensor,
+        rotary: Tensor,
+        n_pointer_tokens: int,
+        key_rotary: Tensor | None = None,
+    ) -> Tensor:
         """Condition an embedding on memories.
 
         Args:
@@ -113,12 +125,13 @@ class MemoryAttention(nn.Module):
             memory_positions: (B or 1, M, memory_dim).
             rotary: (h·w, d/2, 2), see `rotary_table`.
             n_pointer_tokens: How many tokens at the end of `memory` carry no place.
+            key_rotary: (n, d/2, 2), where memory maps are of n tokens that are not the cells of `image`.
 
         Returns:
             (B, h·w, d)
         """
         placed_memory = memory + memory_positions
         for layer in self.layers:
-            image = layer(image, placed_memory, memory, rotary, n_pointer_tokens)
+            image = layer(image, placed_memory, memory, rotary, n_pointer_tokens, key_rotary)
         out: Tensor = self.norm(image)
         return out

@@ -6,6 +6,7 @@ Trainable as it is; `fold()` makes it an inference network with the same outputs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class Sam2Network(nn.Module):
             self.obj_ptr_tpos_proj = nn.Linear(dim, config.memory_dim)
 
     @torch.no_grad()
-    def fold(self) -> Sam2Network:
+    def fold(self) -> Self:
         """Make the constants of these weights once. For inference only: later changes of the weights are not seen. Returns itself."""
         self._folded = None
         self._folded = _Folded(self)
@@ -151,7 +152,7 @@ class Sam2Network(nn.Module):
         """Line up what B objects remember, with what tells how long ago it was.
 
         Args:
-            maps: What `remember` returned on earlier frames, (B, memory_dim, h, w) each.
+            maps: What `remember` returned on earlier frames, each (B, memory_dim, h, w), or with its cells in one row.
             ages: How many frames ago each of them was, 1 to 6; 0 for a prompted frame, however far.
             pointers: What `pointer` returned on earlier frames, (B, d) each.
             frames_apart: (B or 1, len(pointers)) float, how many frames ago each of them was; prompted frames as well.
@@ -160,9 +161,9 @@ class Sam2Network(nn.Module):
         Source: sam2/modeling/sam2_base.py at 2b90b9f, _prepare_memory_conditioned_features.
         """
         config, batch = self.config, maps[0].shape[0]
-        places = self._places(maps[0].shape[-1], maps[0])
+        where_cells_are = self._map_positions(maps[0])
         tokens = [m.flatten(2).transpose(1, 2) for m in maps]
-        positions = [places.maps + self.maskmem_tpos_enc[age - 1] for age in ages]
+        positions = [where_cells_are + self.maskmem_tpos_enc[age - 1] for age in ages]
         if not pointers:
             return MemoryTokens(torch.cat(tokens, 1), torch.cat(positions, 1), 0)
         n_splits = config.hidden_dim // config.memory_dim
@@ -179,7 +180,9 @@ class Sam2Network(nn.Module):
         """Let an embedding (B or 1, d, h, w), without its no-memory vector, look at the memories of B objects → (B, d, h, w)."""
         places = self._places(image.shape[-1], image)
         cells = image.flatten(2).transpose(1, 2) + places.image
-        out: Tensor = self.memory_attention(cells, memory.tokens, memory.positions, places.rotary, memory.n_pointer_tokens)
+        out: Tensor = self.memory_attention(
+            cells, memory.tokens, memory.positions, places.rotary, memory.n_pointer_tokens, self._key_rotary(image)
+        )
         return out.transpose(1, 2).reshape(out.shape[0], *image.shape[1:])
 
     def remember(self, image: Tensor, mask_logits: Tensor, object_logits: Tensor, *, binarize: bool) -> Tensor:
@@ -212,6 +215,14 @@ class Sam2Network(nn.Module):
         is_there = (object_logits > 0).to(mask_tokens.dtype)
         out: Tensor = is_there * self.obj_ptr_proj(mask_tokens) + (1 - is_there) * self.no_obj_ptr
         return out
+
+    def _map_positions(self, memory_map: Tensor) -> Tensor:
+        """Where the cells of a memory map are → (1, cells, memory_dim)."""
+        return self._places(memory_map.shape[-1], memory_map).maps
+
+    def _key_rotary(self, image: Tensor) -> Tensor | None:  # noqa: ARG002  a network's own
+        """The rotary table of a memory map, for networks whose maps are not grids of as many cells as the image's."""
+        return None
 
     def _places(self, side: int, like: Tensor) -> MemoryPlaces:
         folded = self._folded

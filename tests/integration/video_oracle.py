@@ -27,11 +27,11 @@ class VideoOracle:
         self.model = twin(network)
         side = network.config.image_size
         self.session = Sam2VideoInferenceSession(video=frames, video_height=side, video_width=side, dtype=torch.float32)
-        self._mend()
+        self._encode_memories_one_by_one()
+        self._mend_prompts()
 
-    def _mend(self) -> None:
-        model = self.model
-        encode, run, as_output = model._batch_encode_memories, model._run_single_frame_inference, model._use_mask_as_output
+    def _encode_memories_one_by_one(self) -> None:
+        encode = self.model._batch_encode_memories
 
         def encode_each(session, frame_idx, objects, masks, scores, flags):
             for i in range(len(objects)):
@@ -40,6 +40,12 @@ class VideoOracle:
 
         def encode_by_name(inference_session, frame_idx, **named):
             encode_each(inference_session, frame_idx, *named.values())
+
+        self.model._batch_encode_memories = encode_by_name
+
+    def _mend_prompts(self) -> None:
+        model = self.model
+        run, as_output = model._run_single_frame_inference, model._use_mask_as_output
 
         def run_with_previous(**named):
             session, frame_idx = named["inference_session"], named["frame_idx"]
@@ -57,8 +63,7 @@ class VideoOracle:
             finally:
                 model._single_frame_forward = forward
 
-        model._batch_encode_memories, model._run_single_frame_inference = encode_by_name, run_with_previous
-        model._use_mask_as_output = single_mask
+        model._run_single_frame_inference, model._use_mask_as_output = run_with_previous, single_mask
 
     def prompt(self, frame_idx: int, prompts: Sequence[TrackerPrompt], *, reverse: bool = False) -> dict[str, torch.Tensor]:
         session = self.session

@@ -1,28 +1,20 @@
 """EdgeTAM through the engine, against transformers' own on the same random weights.
 
-transformers builds EdgeTAM's encoder with timm, which needs torchvision; where that is not installed, our encoder stands in for it, and
-the test of the encoder alone is skipped.
+Where torchvision is not installed, the test of the encoder alone is skipped.
 """
 
 from __future__ import annotations
 
-import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    EdgeTamConfig,
-    EdgeTamMaskDecoderConfig,
-    EdgeTamModel,
-    EdgeTamPromptEncoderConfig,
-    EdgeTamVisionConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.modeling_outputs import BaseModelOutput
+from transformers import EdgeTamConfig, EdgeTamMaskDecoderConfig, EdgeTamModel, EdgeTamPromptEncoderConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from edgetam_reference import DIM, SIDE, randomize, vision_config
 
 from sam2_backend.checkpoints import load
 from sam2_backend.engine import Sam2Engine
@@ -31,55 +23,19 @@ from sam2_backend.models.edgetam import RepVitTrunk
 from sam2_backend.network import NetworkConfig
 from sam2_backend.settings import Settings
 
-SIDE, DIM = 256, 128
-SIZES = NetworkConfig(image_size=SIDE, embed_dim=16, stages=(1, 2, 3, 1), hidden_dim=DIM)
 SIZE_HW = (60, 90)
-
-
-class StandInConfig(PreTrainedConfig):
-    model_type = "repvit_stand_in"
-
-
-class StandIn(PreTrainedModel):
-    config_class = StandInConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.timm_model = RepVitTrunk(SIZES)
-
-    def forward(self, pixel_values, **_kwargs):
-        return BaseModelOutput(last_hidden_state=[m.permute(0, 3, 1, 2) for m in self.timm_model(pixel_values)])
-
-
-AutoConfig.register("repvit_stand_in", StandInConfig)
-AutoModel.register(StandInConfig, StandIn)
 
 
 @pytest.fixture(scope="module")
 def reference():
-    vision = EdgeTamVisionConfig(
-        backbone_config=StandInConfig(),
-        backbone_channel_list=[128, 64, 32, 16],
-        backbone_feature_sizes=[[SIDE // n] * 2 for n in (4, 8, 16)],
-        fpn_hidden_size=DIM,
-    )
     model = EdgeTamModel(
         EdgeTamConfig(
-            vision_config=vision,
+            vision_config=vision_config(),
             prompt_encoder_config=EdgeTamPromptEncoderConfig(hidden_size=DIM, image_size=SIDE),
             mask_decoder_config=EdgeTamMaskDecoderConfig(hidden_size=DIM, mlp_dim=128, iou_head_hidden_dim=128),
         )
     ).eval()
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-        parameter.data.normal_(0, 1 / math.sqrt(fan_in), generator=generator)
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.uniform_(0.5, 2, generator=generator)
-        elif name.endswith("running_mean"):
-            buffer.normal_(0, 0.3, generator=generator)
-    model.shared_image_embedding.positional_embedding.copy_(model.prompt_encoder.shared_embedding.positional_embedding)
+    randomize(model)
     return model
 
 
