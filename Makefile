@@ -33,7 +33,7 @@ acceptance: .venv/dev.stamp ## the real Label Studio in a real browser; screensh
 
 # Where checkpoints/train_demo cached its raw material; where it did not, the command says how.
 WORK ?= .tmp/train-demo
-eval-demo: .venv/dev.stamp ## the held-out figures of the checkpoint that ships, with fixed seeds (a quarter of an hour)
+eval-demo: .venv/dev.stamp ## the held-out figures of the checkpoint that ships, with fixed seeds (five minutes of one core)
 	$(BIN)/python -m checkpoints.train_demo.report --work "$(WORK)"
 
 .venv/bin/python:
