@@ -75,7 +75,7 @@ class DatasetCommand:
             LabelStudioError: Label Studio is away for too long, or refuses.
         """
         wanted, n_taken = task_filter(filters), 0
-        self.progress.total = limit or (0 if filters else int(project.get("task_number") or 0))
+        self.progress.begin(limit or (0 if filters else int(project.get("task_number") or 0)))
         for row in self.studio.rows(int(project["id"]), wanted.tab_id):
             if not wanted(row):
                 continue

@@ -19,6 +19,7 @@ from sam2_backend.settings import Settings
 MOST_HANDS = 64
 _LOOK_EVERY_S = 0.5
 _MOST_REMARKS = 20
+"""Said while it runs; all failures are listed at the end."""
 
 
 @dataclass(slots=True)
@@ -109,5 +110,6 @@ class DatasetRun:
     def _fail(self, task_id: int, reason: str) -> None:
         with self._changed:
             self.failed.append((task_id, reason))
-        self.progress.say(f"task {task_id}: FAILED, {reason}")
+        if len(self.failed) <= _MOST_REMARKS:
+            self.progress.say(f"task {task_id}: FAILED, {reason}")
         self.progress.add(failed=1)

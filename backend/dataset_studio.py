@@ -103,12 +103,14 @@ class DatasetStudio(LabelStudio):
             LabelStudioError: Label Studio refuses it, or is away for too long.
         """
         fields = {"result": list(result), "score": score, "model_version": version}
+        was_sent = False
         for left in reversed(range(_STORED_TRIES)):
             try:
-                return self._store(task_id, fields, replaces)  # looks again: it may have been stored before the answer was lost
+                return self._store(task_id, fields, replaces) or was_sent
             except LabelStudioError as error:
                 if not left or (error.answered != _BUSY and not isinstance(error, LabelStudioAwayError)):
                     raise
+            was_sent = True  # it may have been stored before the answer was lost: the next try looks
         raise AssertionError
 
     def _store(self, task_id: int, fields: dict[str, Any], replaces: Sequence[str]) -> bool:

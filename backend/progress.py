@@ -50,8 +50,14 @@ class Progress:
     def __post_init__(self) -> None:
         self._lock = threading.RLock()
         self._is_terminal = self.out.isatty()
-        self._started, self._shown_at = time.monotonic(), 0.0
-        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._shown_at = 0.0
+        self._recent: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+
+    def begin(self, total: int) -> None:
+        """The work begins now: rates count from here."""
+        with self._lock:
+            self.total = total
+            self._recent = deque([(time.monotonic(), self.counts.seen - self.counts.had)])
 
     def add(self, **counts: float) -> None:
         """Count something, by the names of `Counts`, and show it if it is time to."""
