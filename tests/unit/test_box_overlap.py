@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -28,18 +28,21 @@ def slow_nms(boxes, scores, threshold) -> list[int]:
     return kept
 
 
+@settings(deadline=None)  # machines may be busy
 @given(some_boxes)
 def test_overlap_is_what_counting_says(boxes):
     for box in boxes:
         np.testing.assert_allclose(iou(box, boxes), [slow_iou(box, other) for other in boxes])
 
 
+@settings(deadline=None)  # machines may be busy
 @given(some_boxes, st.data(), st.floats(0, 1))
 def test_duplicates_go_as_in_the_plain_double_loop(boxes, data, threshold):
     scores = data.draw(hnp.arrays(np.float64, len(boxes), elements=st.integers(0, 3).map(float)))
     assert without_duplicates(boxes, scores, threshold).tolist() == slow_nms(boxes, scores, threshold)
 
 
+@settings(deadline=None)  # machines may be busy
 @given(some_boxes, st.data())
 def test_what_stays_is_distinct_and_nothing_more_would_fit(boxes, data):
     scores = data.draw(hnp.arrays(np.float64, len(boxes), elements=st.floats(0, 1)))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -100,6 +100,7 @@ def test_a_small_object_on_a_large_photograph_takes_little_memory():
     assert peak_bytes < 4_000_000  # the image itself has 12 million pixels
 
 
+@settings(deadline=None)  # machines may be busy
 @given(sides, sides, st.data())
 def test_runs_of_a_part_are_those_of_the_whole_image(height, width, data):
     size_hw = (height, width)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam2_backend.dataset_messages import (
@@ -50,6 +50,7 @@ replies = st.builds(
 )
 
 
+@settings(deadline=None)  # machines may be busy
 @given(jobs | replies)
 def test_a_message_survives_json(message):
     assert from_wire(type(message), json.loads(json.dumps(to_wire(message)))) == message
