@@ -118,6 +118,8 @@ class DatasetCommand:
             say(f"The model worked {100 * share:.0f} % of the time of {self.n_workers} worker(s).")
         for task_id, reason in run.failed:
             say(f"  task {task_id}: {reason}")
+        if run.is_hopeless:
+            say("All that were tried failed for the same reason: the others were not begun.")
         if self.stopped.is_set():
             say("Stopped. Run it again for the rest.")
 

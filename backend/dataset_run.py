@@ -18,6 +18,8 @@ from sam2_backend.settings import Settings
 
 MOST_HANDS = 64
 _LOOK_EVERY_S = 0.5
+HOPELESS = 50
+"""When so many tasks have failed for one reason and none was done, the others are not begun."""
 _MOST_REMARKS = 20
 """Said while it runs; all failures are listed at the end."""
 
@@ -33,6 +35,7 @@ class DatasetRun:
     Attributes:
         failed: (task id, why), in the order in which they failed.
         remarks: So many sentences were said of single tasks.
+        is_hopeless: All fail alike; not all were begun.
     """
 
     settings: Settings
@@ -42,6 +45,7 @@ class DatasetRun:
     stopped: threading.Event
     failed: list[tuple[int, str]] = field(default_factory=list)
     remarks: int = 0
+    is_hopeless: bool = False
     _in_hand: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -65,7 +69,7 @@ class DatasetRun:
         with self._changed:
             while self._in_hand >= self._hands() and not self.stopped.is_set():
                 self._changed.wait(_LOOK_EVERY_S)
-            if self.stopped.is_set():
+            if self.stopped.is_set() or self.is_hopeless:
                 return False
             self._in_hand += 1
             return True
@@ -110,6 +114,8 @@ class DatasetRun:
     def _fail(self, task_id: int, reason: str) -> None:
         with self._changed:
             self.failed.append((task_id, reason))
+            alike = len(self.failed) >= HOPELESS and len({why for _, why in self.failed}) == 1
+            self.is_hopeless = alike and not self.progress.counts.stored
         if len(self.failed) <= _MOST_REMARKS:
             self.progress.say(f"task {task_id}: FAILED, {reason}")
         self.progress.add(failed=1)

@@ -154,6 +154,15 @@ def test_a_failure_is_tried_again_by_the_next_run(workers, studio):
     assert workers.connection.llen("sam2:test:annotated") == 2
 
 
+def test_where_all_fail_alike_the_rest_is_not_begun(workers, studio):
+    studio.add_tasks(*[{"image": f"http://images.test/{n}.png?error=media_refused"} for n in range(200)])
+    workers.start("w0")
+    command = Command(workers, studio)
+    assert command.run() == 1
+    assert 50 <= command.progress.counts.failed < 70
+    assert "the others were not begun" in command.said
+
+
 def test_an_empty_project_is_done_at_once(workers, studio):
     workers.start("w0")
     command = Command(workers, studio)
