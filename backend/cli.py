@@ -1,4 +1,4 @@
-"""sam2-backend: up | web | worker | demo | preannotate | warm | export | checkpoints | config | doctor | settings.
+"""sam2-backend: up | web | worker | demo | preannotate | warm | export | slices | checkpoints | config | doctor | settings.
 
 Each command is a thin door to the module that does the work, imported when it is asked for, so that a machine with only one of
 the extras (web, worker) can run its part. Errors are sentences on stderr; the exit code is 78 where starting again cannot help.
@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: annotations, and predictions where there are none",
     )
 
+    slices = add("slices", _slices, "Write a medical volume as pages: PNG slices, and a task for Label Studio that lists them.")
+    slices.add_argument("volume", type=Path, metavar="VOLUME", help="NIfTI, DICOM or TIFF file, zip or folder of a DICOM series")
+    slices.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, below Label Studio's local files root")
+    slices.add_argument("--prefix", default="", help="what comes before a page's name in the task; default: Label Studio's local files")
+
     config = add("config", _config, "Print a labeling config for Label Studio.")
     config.add_argument("--labels", nargs="+", required=True, metavar="NAME")
     config.add_argument("--output", choices=["brush", "bitmask", "polygon", "rectangle"], default="brush")
@@ -146,6 +151,15 @@ def _export(settings: Settings, options: argparse.Namespace) -> int:
     from backend.exports import run_export
 
     return run_export(settings, options.project, options.to, options.source)
+
+
+def _slices(settings: Settings, options: argparse.Namespace) -> int:
+    from backend.volume_pages import write_pages
+
+    print(
+        f"Import {write_pages(options.volume, options.to, settings, options.prefix)} into a project with several pages (`config --pages`)."
+    )
+    return 0
 
 
 def _preannotate(settings: Settings, options: argparse.Namespace) -> int:
