@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from backend import logs
 from backend.dataset_studio import DatasetStudio
@@ -37,7 +36,7 @@ class LatePredictions:
         self._jobs = SlowJobs(settings, dispatcher)
         self._starting, self._stopping = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._in_hand = 0
+        self._in_hand: set[Owed] = set()
         self._counting = threading.Lock()
         self.tell: Callable[[str], None] = lambda _words: None
         self.warn: Callable[[str], None] = lambda _words: None
@@ -57,22 +56,25 @@ class LatePredictions:
             self._thread.join(_STOP_S)
 
     def _watch(self) -> None:
-        with ThreadPoolExecutor(MOST_HANDS, "late-prediction") as pool:
-            while not self._stopping.wait(LOOK_EVERY_S):
-                try:
-                    for owed in self._owed.take(self._free_hands()):
-                        with self._counting:
-                            self._in_hand += 1
-                        pool.submit(self._attend, owed)
-                except Sam2BackendError as error:
-                    log.debug("late predictions wait: %s", error.message)
-                except Exception:
-                    log.exception("late predictions")
+        while not self._stopping.wait(LOOK_EVERY_S):
+            try:
+                with self._counting:
+                    kept = list(self._in_hand)
+                self._owed.keep(kept)
+                for owed in self._owed.take(self._free_hands()):
+                    with self._counting:
+                        self._in_hand.add(owed)
+                    # Daemons: a web process that ends waits for none of them.
+                    threading.Thread(target=self._attend, args=(owed,), name="late-prediction", daemon=True).start()
+            except Sam2BackendError as error:
+                log.debug("late predictions wait: %s", error.message)
+            except Exception:
+                log.exception("late predictions")
 
     def _free_hands(self) -> int:
         n_workers = len(self._dispatcher.workers())
         with self._counting:
-            return max(0, min(MOST_HANDS, n_workers * self._settings.preannotate_in_flight) - self._in_hand)
+            return max(0, min(MOST_HANDS, n_workers * self._settings.preannotate_in_flight) - len(self._in_hand))
 
     def _attend(self, owed: Owed) -> None:
         try:
@@ -87,7 +89,7 @@ class LatePredictions:
             self._later(owed, Sam2BackendError("A fault of sam2-backend; its log tells more."))
         finally:
             with self._counting:
-                self._in_hand -= 1
+                self._in_hand.discard(owed)
 
     def _push(self, owed: Owed) -> None:
         planner = self._preannotator.planner(self._owed.label_config(owed), owed.project)

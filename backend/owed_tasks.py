@@ -1,7 +1,7 @@
 """Tasks whose prediction was not ready when Label Studio asked: what is owed, in Redis, until some web process has pushed it.
 
 Owner of `sam2:preannotations` (what is owed, by when it is due), `sam2:preannotation-tries` and `sam2:preannotation-config:<digest>`. A
-process that takes a task has it for `LEASE_S`; if it dies, another takes it after that.
+process that takes a task has it for `LEASE_S` and keeps it as long as it renews that; if it dies, another takes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OWED, TRIES, CONFIG = "sam2:preannotations", "sam2:preannotation-tries", "sam2:p
 MOST_OWED = 100_000
 MOST_TRIES = 5
 KEPT_S = 24 * 3600
-LEASE_S = 1800
+LEASE_S = 60
 LONGEST_PAUSE_S = 600.0
 
 #: Due members, each postponed by the lease in the same step.
@@ -91,6 +91,12 @@ class OwedTasks:
         with redis_errors_as_ours():
             due: Any = self._redis().eval(_TAKE, 1, OWED, str(time.time()), str(count), str(LEASE_S))
         return [Owed(**json.loads(member)) for member in due]
+
+    def keep(self, several: Sequence[Owed]) -> None:
+        """They stay this process's for another while."""
+        if several:
+            with redis_errors_as_ours():
+                self._redis().zadd(OWED, {owed.member: time.time() + LEASE_S for owed in several}, xx=True)
 
     def label_config(self, owed: Owed) -> str:
         """The labeling config that it was asked with; empty: too long ago."""
