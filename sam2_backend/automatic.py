@@ -6,7 +6,6 @@ estimated IoU is looked at before a mask is made at full size, and masks are kep
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,8 +25,6 @@ from sam2_backend.point_grids import Crop, crops_of, point_grid
 #: Logits are cut to ± this before they are a prompt, as the reference does.
 _PROMPT_LOGIT_MAX = 32.0
 _ONE_POINT = np.array([True])
-#: On the CPU a network of up to this side spends more on calls than on the work in them: 4.6 ms a point alone, 1.7 in batches of 16.
-_SMALL_SIDE, _SMALL_BATCH = 512, 16
 _COARSE_SIDE = 6
 
 
@@ -58,7 +55,7 @@ def everything(
     """Masks of all that there is in an image, best first. Memory is that of one batch and of the run lengths, however large the image.
 
     Args:
-        engine: Decodes; of `points_per_batch` so many at a time as is fast on its device.
+        engine: Decodes `points_per_batch` points at a time as is fastest on its device; masks may differ in their last bits from a click's.
         image: (H, W, 3) uint8 RGB, upright.
         options: See there; `min_mask_region_area` is that of SAM: in pixels of the image, holes being enclosed background.
         embedding: Of the image, where it is known.
@@ -69,7 +66,7 @@ def everything(
         GpuMemoryError: the device is full.
     """
     size_hw = (image.shape[0], image.shape[1])
-    crops, engine = crops_of(size_hw, options), _in_batches(engine)
+    crops = crops_of(size_hw, options)
     found: list[AutomaticMask] = []
     for crop in crops:
         left, top, right, bottom = crop.box_xyxy_px
@@ -104,15 +101,6 @@ def why_nothing(engine: Sam2Engine, embedding: ImageEmbedding, size_hw: tuple[in
     )
 
 
-def _in_batches(engine: Sam2Engine) -> Sam2Engine:
-    """The same network, decoding more points at a time where that is faster; masks may differ in the last bit, as on a GPU."""
-    if engine.device.type != "cpu" or engine.image_size > _SMALL_SIDE:
-        return engine
-    batched = copy.copy(engine)
-    batched.prompts_per_batch = _SMALL_BATCH
-    return batched
-
-
 def _masks_of_crop(
     engine: Sam2Engine,
     embedding: ImageEmbedding,
@@ -141,7 +129,7 @@ def _candidates(
     engine: Sam2Engine, embedding: ImageEmbedding, points_xy_px: NDArray[np.float64], size_hw: tuple[int, int], options: EverythingOptions
 ) -> list[Candidates]:
     asked = [ObjectPrompt(point[None], _ONE_POINT, size_hw, options.multimask_output) for point in points_xy_px]
-    found = engine.decode_many([(embedding, prompt) for prompt in asked])
+    found = engine.decode_many([(embedding, prompt) for prompt in asked], exact=False)
     if not options.use_m2m:
         return found
     again = [
@@ -149,7 +137,7 @@ def _candidates(
         for prompt, candidates in zip(asked, found, strict=True)
         for logits in candidates.logits
     ]
-    return engine.decode_many([(embedding, prompt) for prompt in again])
+    return engine.decode_many([(embedding, prompt) for prompt in again], exact=False)
 
 
 def _good_masks(candidates: Candidates, upsampler: Upsampler, options: EverythingOptions) -> Iterator[tuple[FullSizeMask, float]]:

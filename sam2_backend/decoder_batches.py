@@ -51,7 +51,7 @@ class DecoderBatch:
 
     Attributes:
         positions: (B,), where they stood among all that was asked.
-        features: Float32 maps (B or 1, …).
+        embeddings: Of each prompt's image.
         points_xy: (B, N, 2) float32, model pixels.
         labels: (B, N), see `prompt_encoder`.
         mask_logits: (B, 1, S/4, S/4).
@@ -59,11 +59,20 @@ class DecoderBatch:
     """
 
     positions: list[int]
-    features: FeatureMaps
+    embeddings: list[ImageEmbedding]
     points_xy: Tensor
     labels: Tensor
     mask_logits: Tensor | None
     multimask: bool
+
+    def features(self) -> FeatureMaps:
+        """Float32 maps (B or 1, …), made when they are asked for: batches that wait hold no copies."""
+        first = self.embeddings[0]
+        if all(embedding is first for embedding in self.embeddings):
+            high_res_0, high_res_1, image = first.maps
+        else:
+            high_res_0, high_res_1, image = (torch.cat(maps) for maps in zip(*(e.maps for e in self.embeddings), strict=True))
+        return high_res_0.float(), high_res_1.float(), image.float()
 
 
 def batches(
@@ -83,17 +92,9 @@ def batches(
             masks = [mask for mask in (asked[i][1].mask_logits for i in some) if mask is not None]
             yield DecoderBatch(
                 some,
-                _features([asked[i][0] for i in some]),
+                [asked[i][0] for i in some],
                 torch.tensor(np.stack([points[i][0] for i in some]), dtype=torch.float32, device=device),
                 torch.tensor([points[i][1] for i in some], device=device),
                 torch.stack(masks)[:, None].to(device, torch.float32) if masks else None,
                 asked[some[0]][1].multimask,
             )
-
-
-def _features(embeddings: list[ImageEmbedding]) -> FeatureMaps:
-    if all(embedding is embeddings[0] for embedding in embeddings):
-        high_res_0, high_res_1, image = embeddings[0].maps
-    else:
-        high_res_0, high_res_1, image = (torch.cat(maps) for maps in zip(*(e.maps for e in embeddings), strict=True))
-    return high_res_0.float(), high_res_1.float(), image.float()

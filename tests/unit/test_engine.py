@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -182,6 +184,30 @@ def test_batches_as_on_a_gpu_give_the_same_masks_within_rounding(engine, monkeyp
         torch.testing.assert_close(a.logits, b.logits, rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=2e-5)
         assert torch.equal(a.logits > 0, b.logits > 0)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_prompts_side_by_side_give_the_same_masks_within_rounding(engine, monkeypatch, n_threads):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+    asked = list(zip(engine.embed_many(several_images()) * 14, many_prompts(smooth_logits(64, 1)), strict=False)) * 3
+    alone, threads, decode = engine.decode_many(asked), set(), engine.network.decode
+    monkeypatch.setattr(engine.network, "decode", lambda *args: threads.add(threading.get_ident()) or time.sleep(0.01) or decode(*args))
+    together = engine.decode_many(asked, exact=False)
+    assert len(threads) == n_threads
+    for a, b in zip(together, alone, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=2e-5)
+        assert torch.equal(a.logits > 0, b.logits > 0)
+
+
+def test_an_error_beside_others_is_raised_and_the_next_prompts_are_answered(engine, embedding, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    asked = [(embedding, one) for one in many_prompts(smooth_logits(64, 1))]
+    with monkeypatch.context() as broken:
+        broken.setattr(engine.network, "decode", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")))
+        with pytest.raises(GpuMemoryError):
+            engine.decode_many(asked, exact=False)
+    assert len(engine.decode_many(asked, exact=False)) == len(asked)
 
 
 def test_images_in_a_batch_as_on_a_gpu_give_the_same_embeddings_within_rounding(engine, monkeypatch):
