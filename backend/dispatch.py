@@ -41,7 +41,7 @@ from sam2_backend.queue_format import (
     queue_key,
     warm_key,
 )
-from sam2_backend.redis_connection import connect, redis_errors_as_ours
+from sam2_backend.redis_connection import connect, redis_errors_as_ours, through_cuts
 from sam2_backend.settings import Settings
 
 _RETRY_AFTER_S = 5.0
@@ -81,7 +81,7 @@ class Dispatcher:
             call = secrets.token_hex(8)
             pending = [Pending(f"{call}-{index}", job, choose_worker(job.media.uri, names)) for index, job in enumerate(jobs)]
             self._check_load(pending)
-            self._send(pending, wait_s, are_newest=True)
+            through_cuts(lambda: self._send(pending, wait_s, are_newest=True))
             await_answers(self.redis(), pending, wait_s, deadline, self._settings.heartbeat_s, lambda lost: self._send(lost, wait_s))
         return [job.answer for job in pending if job.answer is not None]
 
@@ -204,7 +204,7 @@ class Dispatcher:
             return dict(zip(names, pipe.execute(), strict=True))
 
     def _check_load(self, pending: Sequence[Pending]) -> None:
-        for queue, length in self._lengths(job.queue for job in pending).items():
+        for queue, length in through_cuts(lambda: self._lengths(job.queue for job in pending)).items():
             if length >= self._settings.max_queued:
                 raise OverloadedError(
                     f"{length} jobs wait on {queue} already. Try again in {_RETRY_AFTER_S:.0f} s, or start more workers.",

@@ -15,6 +15,7 @@ from backend.dataset_command import STOPPED, DatasetCommand, Row, dataset_comman
 from backend.dataset_jobs import DatasetPlanner
 from backend.examples import choose_examples
 from backend.label_config import parse_label_config
+from backend.patience import while_redis_is_away
 from backend.preannotation_options import MODE_OPTION
 from backend.progress import Progress
 from backend.projects import MOST_PROJECTS, ProjectStore
@@ -98,6 +99,9 @@ def _warm(command: DatasetCommand, asked: Asked) -> int:
     jobs = SlowJobs(command.settings, command.dispatcher)
 
     def embed(row: Row) -> Outcome:
+        return while_redis_is_away(lambda: embed_all(row), command.stopped)
+
+    def embed_all(row: Row) -> Outcome:
         uris = dict.fromkeys(uri for tag in config.images for uri in image_uris(row, tag, command.settings))
         replies = [jobs.warm(warm_job(WarmJob(command.media_ref(uri))), command.stopped) for uri in uris]
         hits, spent_ms = sum(reply.cache != "none" for reply in replies), sum(reply.timings_ms.get("embed", 0.0) for reply in replies)

@@ -12,7 +12,7 @@ from sam2_backend.errors import NoWorkerError, QueueDownError
 from sam2_backend.liveness import live_workers
 from sam2_backend.messages import WorkerStatus
 from sam2_backend.queue_format import MODEL_VERSION
-from sam2_backend.redis_connection import as_bytes, redis_errors_as_ours
+from sam2_backend.redis_connection import as_bytes, redis_errors_as_ours, through_cuts
 
 _AGE_S = 1.0
 #: A worker that lost its Redis announces itself again within this.
@@ -40,8 +40,9 @@ class Roster:
         seen_at, workers = self._seen
         if time.monotonic() - seen_at > max_age_s:
             with redis_errors_as_ours():
-                workers = live_workers(self._connection())
+                workers = through_cuts(lambda: live_workers(self._connection()))
             self._seen = (time.monotonic(), workers)
+            self._last_version = next((worker.model_version for worker in workers if worker.state != "loading"), self._last_version)
         return workers
 
     def serving(self, deadline: float, wait_s: float) -> list[str]:
@@ -70,9 +71,7 @@ class Roster:
             stored = None if serving else self._connection().get(MODEL_VERSION)
         except (QueueDownError, redis.RedisError):
             return self._last_version
-        if serving:
-            self._last_version = serving[0]
-        elif stored is not None:
+        if not serving and stored is not None:
             self._last_version = as_bytes(stored).decode()
         return self._last_version
 

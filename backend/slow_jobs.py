@@ -98,13 +98,9 @@ class SlowJobs:
                     job.take(data)
 
     def forget(self, jobs: Sequence[PendingDataset] | Sequence[PendingWarm]) -> None:
-        """Drop answers that have been made use of.
-
-        Raises:
-            QueueDownError: Redis does not answer.
-        """
+        """Drop answers that have been made use of; where Redis is away they end by themselves."""
         if jobs:
-            with redis_errors_as_ours():
+            with suppress(redis.RedisError):
                 self._dispatcher.redis().delete(*(job.reply_key for job in jobs))
 
     @contextmanager

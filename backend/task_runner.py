@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from backend.dataset_jobs import DatasetPlanner, TaskPlan
-from backend.dataset_studio import PATIENCE_S, DatasetStudio
-from backend.slow_jobs import SlowJobs, Stopped
+from backend.dataset_studio import DatasetStudio
+from backend.patience import while_redis_is_away
+from backend.slow_jobs import SlowJobs
 from sam2_backend.dataset_messages import DatasetReply
-from sam2_backend.errors import ModelError, QueueDownError, TaskDataError
-
-_PAUSE_S = 1.0
+from sam2_backend.errors import ModelError, TaskDataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +69,9 @@ class TaskRunner:
             RequestError, MediaError, ModelError: the task cannot be annotated.
             QueueDownError, LabelStudioError: Redis or Label Studio is away for too long, or refuses.
         """
+        return while_redis_is_away(lambda: self._run(row), self._stopped)
+
+    def _run(self, row: Mapping[str, Any]) -> Outcome:
         plan = self._planner.plan(self._whole(row), self._model_version)
         if not plan.pages:
             return Outcome("nothing", remarks=plan.problems)
@@ -98,19 +99,10 @@ class TaskRunner:
         return found[0]
 
     def _replies(self, plan: TaskPlan) -> list[DatasetReply]:
-        """All pages side by side; a Redis that restarts is waited for, and asked again."""
-        gives_up_at = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                for page in plan.pages:
-                    self._jobs.send(page.pending)
-                replies = [self._jobs.dataset(page.pending, self._stopped) for page in plan.pages]
-                break
-            except QueueDownError:
-                if time.monotonic() > gives_up_at:
-                    raise
-                if self._stopped.wait(_PAUSE_S):
-                    raise Stopped from None
+        """All pages side by side."""
+        for page in plan.pages:
+            self._jobs.send(page.pending)
+        replies = [self._jobs.dataset(page.pending, self._stopped) for page in plan.pages]
         self._check(replies)
         return replies
 

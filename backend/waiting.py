@@ -6,7 +6,8 @@ A job whose worker died, or that vanished between two hands, is sent again; jobs
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import redis
 
@@ -14,7 +15,7 @@ from backend.pending import Pending, lost_among
 from sam2_backend.errors import JobTimedOutError, NoWorkerError
 from sam2_backend.liveness import BEATS_UNTIL_DEAD, bury, incarnation, live_workers
 from sam2_backend.queue_format import choose_worker, queue_key
-from sam2_backend.redis_connection import BLOCK_S, as_bytes
+from sam2_backend.redis_connection import BLOCK_S, as_bytes, through_cuts
 
 SendAgain = Callable[[Sequence[Pending]], None]
 
@@ -29,7 +30,7 @@ def await_answers(
         send_again: Enqueues jobs where their `worker` says.
 
     Raises:
-        redis.RedisError: Redis does not answer.
+        redis.RedisError: Redis does not answer, not even when a connection that was cut is made again.
         NoWorkerError: nobody answered any of them, and at the deadline nobody lives.
     """
     # Often enough to notice a death soon after its record ends, seldom enough to cost nothing.
@@ -42,13 +43,19 @@ def await_answers(
             _give_up(connection, pending, waiting, wait_s)
             return
         if now >= look_at:
-            _look_after(connection, waiting, send_again)
+            through_cuts(partial(_look_after, connection, waiting, send_again))
             look_at = now + look_every_s
             continue
-        # Not 0, which would wait for ever.
-        popped = connection.blpop([job.reply_key for job in waiting], max(0.01, min(deadline, look_at) - now))
-        if popped:
-            by_key[as_bytes(popped[0])].take(as_bytes(popped[1]))
+        for key, data in _answered(connection, waiting, min(deadline, look_at) - now):
+            by_key[key].take(data)
+
+
+def _answered(connection: redis.Redis, waiting: Sequence[Pending], wait_s: float) -> Iterator[tuple[bytes, bytes]]:
+    """The first answer that comes, if one does. One that is lost with its connection is missed by `_look_after`, and made again."""
+    keys = [job.reply_key for job in waiting]
+    popped = through_cuts(lambda: connection.blpop(keys, max(0.01, wait_s)))  # not 0, which would wait for ever
+    if popped:
+        yield as_bytes(popped[0]), as_bytes(popped[1])
 
 
 def _look_after(connection: redis.Redis, waiting: Sequence[Pending], send_again: SendAgain) -> None:

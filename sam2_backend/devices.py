@@ -43,13 +43,17 @@ def dtype_of(precision: str, device: torch.device) -> torch.dtype:
     return _PRECISIONS[precision]
 
 
+#: What torch says of a GPU that is full, and of a CPU's memory.
+_FULL = ("out of memory", "can't allocate memory", "not enough memory")
+
+
 @contextmanager
 def device_errors() -> Iterator[None]:
     """A full device becomes GpuMemoryError; what torch itself holds in reserve is given back first."""
     try:
         yield
     except RuntimeError as error:
-        if "out of memory" not in str(error):
+        if not any(words in str(error) for words in _FULL):
             raise
         gc.collect()
         if torch.cuda.is_available():

@@ -130,12 +130,18 @@ class LargeFiles:
                 # A handle of its own: it outlives the part's, and the file's name, whatever becomes of that.
                 file = open(part.name, "rb")  # noqa: SIM115, PTH123
                 held = self._checked(HeldFile(file, digest.hexdigest(), name), check)
-                self._folder.keep(part, held.file_hash)
+                self._keep(part, held)
                 return held
         except OSError as error:
             raise MediaUnreachableError(
                 f"{name} cannot be written below SAM2_DATA_DIR ({error.strerror}). Free some disk, or lower SAM2_VIDEO_CACHE_BYTES."
             ) from None
+
+    def _keep(self, part: BinaryIO, held: HeldFile) -> None:
+        try:
+            self._folder.keep(part, held.file_hash)
+        except OSError as error:
+            logger.warning("%s is not kept below SAM2_DATA_DIR (%s); it is fetched again next time", held.name, error.strerror)
 
     def _checked(self, held: HeldFile, check: Callable[[HeldFile], None]) -> HeldFile:
         try:

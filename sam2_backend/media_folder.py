@@ -21,6 +21,9 @@ KEPT_SHARE = 15 / 16
 PART_SUFFIX = ".part"
 LEDGER = ".lock"
 READ_BYTES = 1 << 20
+LOCK_WAIT_S = 3.0
+"""Evictions take milliseconds; whoever cannot lock the folder goes on without a copy on disk."""
+_LOCK_POLL_S = 0.005
 
 
 def new_digest() -> hashlib.blake2b:
@@ -121,7 +124,7 @@ class MediaFolder:
         """Keep what was written to a part under the hash of its bytes; None: it is more than the whole budget.
 
         Raises:
-            OSError: the disk is full or the folder cannot be written.
+            OSError: the disk is full, the folder cannot be written, or another process holds its lock for seconds.
         """
         part.flush()
         n_bytes = os.fstat(part.fileno()).st_size
@@ -137,7 +140,7 @@ class MediaFolder:
     def _locked(self) -> Iterator[BinaryIO]:
         """Hold the folder's lock file, which is also its ledger: the bytes held, or more where a file went unbooked, never less."""
         with (self._folder / LEDGER).open("a+b") as ledger:
-            fcntl.flock(ledger, fcntl.LOCK_EX)
+            _lock(ledger)
             yield ledger
 
     def _make_room(self, n_bytes: int, name: str, ledger: BinaryIO) -> None:
@@ -175,6 +178,19 @@ class MediaFolder:
                         yield stat, Path(entry.path)
                     elif time.time() - stat.st_mtime > ABANDONED_AFTER_S:
                         os.unlink(entry.path)  # noqa: PTH108  a path string from scandir
+
+
+def _lock(ledger: BinaryIO) -> None:
+    """Held until the file is closed. A process that was stopped in the middle may hold it for ever: it is not waited for that long."""
+    gives_up_at = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > gives_up_at:
+                raise
+            time.sleep(_LOCK_POLL_S)
 
 
 def _touch(path: Path) -> None:

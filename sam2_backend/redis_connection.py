@@ -5,8 +5,10 @@ redis-py's defaults (5 s, ten retries) turn a wait of 7 s into a failure after 5
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -14,9 +16,14 @@ from redis.retry import Retry
 
 from sam2_backend.errors import QueueDownError
 
+T = TypeVar("T")
+
 #: Longest single blocking command; it must end before the socket's own limit.
 BLOCK_S = 1.0
 SOCKET_TIMEOUT_S = 2.5
+#: A connection that was cut is made again for so long before whoever clicked is told that Redis is away.
+CUT_S = 1.0
+_CUT_POLL_S = 0.05
 
 
 def connect(url: str, max_connections: int) -> redis.Redis:
@@ -41,6 +48,25 @@ def connect(url: str, max_connections: int) -> redis.Redis:
         raise QueueDownError(
             "No Redis is configured. Set SAM2_REDIS_URL (redis://, rediss:// or unix://), or run `sam2-backend up`."
         ) from error
+
+
+def through_cuts(call: Callable[[], T]) -> T:
+    """Do it; where the connection is cut, as by a Redis that restarts, again for a second.
+
+    Args:
+        call: Bears being repeated: it may have been done, and only its answer was lost.
+
+    Raises:
+        redis.RedisError: it fails otherwise, or still is cut.
+    """
+    gives_up_at = time.monotonic() + CUT_S
+    while True:
+        try:
+            return call()
+        except redis.ConnectionError as error:
+            if isinstance(error, redis.AuthenticationError) or time.monotonic() > gives_up_at:
+                raise
+        time.sleep(_CUT_POLL_S)
 
 
 def as_bytes(value: bytes | str) -> bytes:
