@@ -18,13 +18,13 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(text: bytes) -> Any:
-    """Read JSON.
+    """Read JSON in UTF-8.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or in another encoding: the standard library would take half a surrogate pair out of those.
         RecursionError: it is nested too deep.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
-        return json.loads(text)
+        return json.loads(text.decode("utf-8-sig"))

@@ -7,6 +7,7 @@ in the header, before any is decoded. Which formats are rotated by their EXIF ta
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -15,10 +16,12 @@ from typing import IO, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from sam2_backend.errors import MediaError, MediaTooLargeError, MediaUnreachableError, MediaUnreadableError
 from sam2_backend.exif import exif_orientation
+from sam2_backend.image_modes import to_rgb
+from sam2_backend.jpeg_scans import MOST_SCANS, goes_on_too_long
 
 Orientation = Literal["upright", "stored"]
 RgbImage: TypeAlias = npt.NDArray[np.uint8]
@@ -39,8 +42,9 @@ TRANSPOSES = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Our own limit is looked at before pixels are decoded; Pillow's would print a warning from 89 megapixels on.
-Image.MAX_IMAGE_PIXELS = None
+# Our own limit is looked at before pixels are decoded. Pillow's stands behind it at twice ours, for sizes inside files that only its
+# readers see (tiles, frames); it also prints a warning from ours on.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +136,19 @@ def load_rgb(data: bytes | Path, orientation: Orientation, max_pixels: int, name
         MediaTooLargeError: it has more than `max_pixels`.
     """
     with _opened(data, max_pixels, name) as image:
+        _check_scans(image, name)
         turn = TRANSPOSES.get(_info(image).exif_orientation) if orientation == "upright" else None
         if getattr(image, "default_image", False):
             image.seek(1)  # an animated PNG's still image for viewers that cannot animate: browsers skip it
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image)
         return np.array(rgb if turn is None else rgb.transpose(turn))
 
 
 @contextmanager
-def _opened(data: bytes | Path, max_pixels: int, name: str) -> Iterator[Image.Image]:
+def _opened(data: bytes | Path, max_pixels: int, name: str) -> Iterator[ImageFile.ImageFile]:
     """Open an image and turn everything that Pillow may raise, there and in the caller's block, into a MediaError."""
-    kind = "image"
+    kind = "n image"
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
     with ExitStack() as stack:
         try:
             file: IO[bytes] = stack.enter_context(data.open("rb") if isinstance(data, Path) else io.BytesIO(data))
@@ -150,7 +156,7 @@ def _opened(data: bytes | Path, max_pixels: int, name: str) -> Iterator[Image.Im
             raise MediaUnreachableError(f"{name} is no longer in the folder of downloaded media. Try again.") from None
         try:
             image = stack.enter_context(Image.open(file, formats=FORMATS))
-            kind = _info(image).format
+            kind = f" {_info(image).format}"
             _check_pixels(image, max_pixels, name)
             yield image
         except MediaError:
@@ -158,11 +164,15 @@ def _opened(data: bytes | Path, max_pixels: int, name: str) -> Iterator[Image.Im
         except UnidentifiedImageError:
             file.seek(0)
             raise MediaUnreadableError(f"{name} {_what_it_is(file.read(HEAD_BYTES))}") from None
+        except Image.DecompressionBombError:
+            raise MediaTooLargeError(
+                f"{name} holds more than {2 * max_pixels} pixels. Scale it down, or raise SAM2_MEDIA_MAX_PIXELS."
+            ) from None
         except MemoryError:
             raise MediaTooLargeError(f"{name} does not fit into this machine's memory. Lower SAM2_MEDIA_MAX_PIXELS.") from None
         except Exception as error:
             fault = "truncated: its end is missing" if "truncated" in str(error).lower() else "damaged"
-            raise MediaUnreadableError(f"{name} is a {kind} that is {fault}. Upload the file again.") from None
+            raise MediaUnreadableError(f"{name} is a{kind} that is {fault}. Upload the file again.") from None
 
 
 def _info(image: Image.Image) -> ImageInfo:
@@ -179,6 +189,15 @@ def _check_pixels(image: Image.Image, max_pixels: int, name: str) -> None:
         raise MediaUnreadableError(f"{name} has no pixels.")
 
 
+def _check_scans(image: ImageFile.ImageFile, name: str) -> None:
+    file = image.fp
+    if image.format not in {"JPEG", "MPO"} or file is None:
+        return
+    file.seek(0)
+    if goes_on_too_long(file.read()):
+        raise MediaUnreadableError(f"{name} is a JPEG of more than {MOST_SCANS} scans, or without end. Save it again in an image editor.")
+
+
 def _same_size(size_hw: tuple[int, int], shown_hw: tuple[int, int]) -> bool:
     return size_hw == tuple(shown_hw)
 
@@ -190,28 +209,6 @@ def _same_aspect(size_hw: tuple[int, int], shown_hw: tuple[int, int]) -> bool:
         shown_height + 0.5
     ) * width
     return is_rounded or abs(shown_width * height - shown_height * width) <= SAME_ASPECT * shown_height * width
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return _grey(np.asarray(image).astype(np.float32) / 257.0)
-    if image.mode in {"I", "F"}:
-        return _grey(_stretched(np.asarray(image).astype(np.float64)))
-    if "transparency" in image.info or image.mode in {"LA", "La", "PA", "RGBA", "RGBa"}:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _stretched(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    # 32-bit grey has no agreed white: its own darkest and brightest values become 0 and 255.
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    return np.nan_to_num((values - low) * (255.0 / (high - low or 1.0)), nan=0.0, posinf=255.0, neginf=0.0)
-
-
-def _grey(values: npt.NDArray[np.floating[Any]]) -> Image.Image:
-    return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _what_it_is(head: bytes) -> str:
@@ -232,6 +229,7 @@ _LOOKALIKES: tuple[tuple[Callable[[bytes], bool], str], ...] = (
         lambda head: head[4:12] in {b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1"},
         "is a HEIC photo, which browsers do not show. Turn it into JPEG.",
     ),
+    (lambda head: head[4:12] in {b"ftypavif", b"ftypavis"}, "is an AVIF image that is damaged. Upload the file again."),
     (lambda head: head[4:8] == b"ftyp" or head.startswith(b"\x1a\x45\xdf\xa3"), "is a video, not an image."),
     (lambda head: head[128:132] == b"dicm", "is a DICOM file, which browsers do not show. Turn it into PNG."),
 )

@@ -20,16 +20,26 @@ def test_what_it_writes_and_reads_is_what_the_standard_library_does(value):
 
 
 @given(st.binary() | st.text().map(str.encode) | values.map(lambda value: json.dumps(value)[:-1].encode()))
-def test_it_reads_exactly_what_the_standard_library_reads(text):
+def test_it_reads_exactly_what_the_standard_library_reads_of_utf8(text):
     try:
-        expected = json.loads(text)
+        expected = json.loads(text.decode("utf-8-sig"))
     except ValueError:
         with pytest.raises(ValueError):
             loads(text)
     else:
-        assert repr(loads(text)) == repr(expected)
+        found = loads(text)
+        assert repr(found) == repr(expected) or found == expected  # whole numbers beyond 64 bits may come as floats
 
 
 @pytest.mark.parametrize("text", [b'{"x": NaN}', b"[Infinity, 12345678901234567890123]", b'"\\ud800"'])
 def test_what_only_the_standard_library_takes_is_taken(text):
     assert repr(loads(text)) == repr(json.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text", ['"\ud800"'.encode("utf-8", "surrogatepass"), '{"a": "\\ud800"}'.encode("utf-16"), '"a"'.encode("utf-32-le")]
+)
+def test_other_encodings_are_refused_because_half_a_surrogate_pair_hides_in_them(text):
+    assert json.loads(text)
+    with pytest.raises(ValueError):
+        loads(text)

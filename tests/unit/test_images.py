@@ -424,3 +424,39 @@ def test_mutated_images_raise_nothing_but_media_errors(name, draw):
             case _:
                 data[at:at] = data[at : at + 16]
     read_or_media_error(bytes(data))
+
+
+def many_scans(n_scans: int) -> bytes:
+    """A progressive JPEG, its last scan said again and again, as a file of 400 kB can twenty thousand times."""
+    data = saved(picture(), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * n_scans + data[-2:]
+
+
+def test_a_jpeg_that_goes_through_its_image_without_end_is_refused_before_it_is_decoded(monkeypatch):
+    data = many_scans(2000)
+    monkeypatch.setattr(Image.core, "jpeg_decoder", lambda *_: pytest.fail("it was decoded"), raising=False)
+    with pytest.raises(MediaUnreadableError, match="more than 100 scans"):
+        load(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}, {"icc_profile": bytes(3_000_000)}])
+def test_what_cameras_and_editors_write_is_not_too_much(options):
+    trailer = np.random.default_rng(1).integers(0, 256, 4_000_000).astype(np.uint8).tobytes()  # the film of a motion photo
+    load(saved(picture(), "JPEG", **options) + trailer)
+    load(saved(picture(), "MPO", save_all=True, append_images=[picture()]) + trailer)
+
+
+@pytest.mark.parametrize("n_scans", [0, 50])
+def test_scans_up_to_the_limit_are_decoded(n_scans):
+    load(many_scans(n_scans))
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
+def test_deep_grey_is_scaled_in_parts_as_it_would_be_at_once(monkeypatch, mode):
+    kind = {"I": np.int32, "F": np.float32, "I;16": np.uint16}[mode]
+    values = np.random.default_rng(2).integers(0, 60_000, (37, 23)).astype(kind)
+    data = saved(Image.fromarray(values), "TIFF")
+    whole = load(data)
+    monkeypatch.setattr("sam2_backend.image_modes.STRIP_PIXELS", 50)
+    np.testing.assert_array_equal(load(data), whole)
