@@ -1,4 +1,4 @@
-"""sam2-backend: up | web | worker | demo | preannotate | warm | export | slices | checkpoints | config | doctor | settings.
+"""sam2-backend: up | web | worker | demo | preannotate | warm | evaluate | export | slices | checkpoints | config | doctor | settings.
 
 Each command is a thin door to the module that does the work, imported when it is asked for, so that a machine with only one of
 the extras (web, worker) can run its part. Errors are sentences on stderr; the exit code is 78 where starting again cannot help.
@@ -61,7 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     preannotate.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     preannotate.add_argument("--show", action="store_true", help="have Label Studio show these predictions to annotators")
     warm = add("warm", _warm, "Embed a project's images ahead of the first click, without predicting.")
-    for over_tasks in (preannotate, warm):
+    evaluate = add("evaluate", _evaluate, "Compare a project's predictions with the annotations that people made: by label, and the worst.")
+    evaluate.add_argument("--model-version", default="", metavar="NAME", help="only these predictions; default: each annotation's own")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write every pair of regions, and the summary")
+    evaluate.add_argument("--html", type=Path, metavar="FILE", help="write a page with plots and pictures of the worst cases")
+    evaluate.add_argument("--worst", type=int, default=24, metavar="N", help="how many worst cases are shown; default: 24")
+    for over_tasks in (preannotate, warm, evaluate):
         over_tasks.add_argument("--project", type=int, required=True, help="the project's id, as in Label Studio's address")
         over_tasks.add_argument("--limit", type=int, default=0, metavar="N", help="at most so many tasks")
         over_tasks.add_argument(
@@ -177,6 +182,13 @@ def _warm(settings: Settings, options: argparse.Namespace) -> int:
     from backend.preannotate import Asked, run_warm
 
     return run_warm(settings, Asked(options.project, limit=options.limit, filters=options.filter))
+
+
+def _evaluate(settings: Settings, options: argparse.Namespace) -> int:
+    from backend.evaluate import Asked, run_evaluate
+
+    asked = Asked(options.project, options.model_version, options.limit, options.filter, options.json, options.html, n_worst=options.worst)
+    return run_evaluate(settings, asked)
 
 
 def _settings(settings: Settings, _options: argparse.Namespace) -> int:

@@ -23,6 +23,8 @@ _STORED_TRIES = 4
 _BUSY = HTTPStatus.INTERNAL_SERVER_ERROR
 """As its SQLite is, where many write at a time."""
 _POST_S = 120.0
+_WHOLE_TASKS_AT_A_TIME = 25
+"""With their masks, tasks take megabytes."""
 _MOST_SHOWN = 500
 """Characters of a column; a longer one is cut off."""
 
@@ -76,12 +78,21 @@ class DatasetStudio(LabelStudio):
         query = {"project": project_id, "resolve_uri": "false", "fields": "all", "query": selected}
         return list(self._pages("/api/tasks", "tasks", "total", query)) if task_ids else []
 
-    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
-        """Tasks that people annotated, as `whole_tasks`."""
+    def annotated_tasks(self, project_id: int, tab_id: int = 0) -> Iterator[dict[str, Any]]:
+        """Tasks that people annotated, as `whole_tasks`, oldest first.
+
+        Args:
+            tab_id: The tasks that this tab of the data manager shows, in its order, whether annotated or not; 0: all of the project.
+        """
         item = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
         query = json.dumps({"filters": {"conjunction": "and", "items": [item]}, "ordering": ["tasks:id"]})
-        asked = {"project": project_id, "resolve_uri": "false", "fields": "all", "query": query}
-        return self._pages("/api/tasks", "tasks", "total", asked)
+        asked: dict[str, Any] = {"project": project_id, "resolve_uri": "false", "fields": "all"}
+        asked |= {"view": tab_id} if tab_id else {"query": query}
+        newest = 0
+        for task in self._pages("/api/tasks", "tasks", "total", asked, page_size=_WHOLE_TASKS_AT_A_TIME):
+            if tab_id or int(task["id"]) > newest:  # a task that is annotated meanwhile moves those after it to the next page
+                newest = int(task["id"])
+                yield task
 
     def predictions(self, task_id: int) -> list[dict[str, Any]]:
         """The predictions of a task, oldest first."""

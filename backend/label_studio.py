@@ -153,11 +153,11 @@ class LabelStudio:
         body = {"project": project_id, "path": str(path), "title": title, "use_blob_urls": True}
         return self._send("POST", "/api/storages/localfiles", body)
 
-    def _pages(self, path: str, items: str, total: str, query: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    def _pages(self, path: str, items: str, total: str, query: Mapping[str, Any], page_size: int = 100) -> Iterator[dict[str, Any]]:
         """Pages are numbered here: the `next` links carry the host that Label Studio believes to have."""
         page, seen = 1, 0
         while True:
-            answer = self._get(path, {**query, "page": page, "page_size": 100})
+            answer = self._get(path, {**query, "page": page, "page_size": page_size})
             yield from answer[items]
             page, seen = page + 1, seen + len(answer[items])
             if not answer[items] or seen >= answer[total]:

@@ -239,6 +239,7 @@ def _regions(replies: Sequence[tuple[_Page, ImageReply]], config: LabelConfig) -
             region_id=drawn.region_id,
             item_index=drawn.item_index,
             options=page.options,
+            n_clicks=drawn.n_clicks,
         )
         found += shapes
         scores += [mask.score] if shapes else []

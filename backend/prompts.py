@@ -40,6 +40,11 @@ class DrawnObject:
     size_hw: SizeHW
     region_id: str
 
+    @property
+    def n_clicks(self) -> int:
+        """How many prompts were given: points, and the box or shape."""
+        return len(self.prompt.points) + (self.prompt.box_xyxy_px is not None or self.prompt.mask is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class _Region:

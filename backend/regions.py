@@ -20,6 +20,9 @@ from sam2_backend.outlines import polygons_xy_px
 
 Value = dict[str, Any]
 
+CLICKS = "clicks"
+"""Under `meta`, which the editor stores unseen: by how many prompts a region was made. `evaluate` reads it."""
+
 #: Of a per cent: 0.004 pixels at a width of 4000.
 _DECIMALS = 4
 
@@ -32,6 +35,7 @@ def regions(
     region_id: str,
     item_index: int | None,
     options: ProjectOptions,
+    n_clicks: int = 0,
 ) -> list[Value]:
     """The results that show one object's mask.
 
@@ -43,6 +47,7 @@ def regions(
             accepted before replaces it.
         item_index: The page, from 0; None: the task has one image.
         options: `min_area_px` and `score_threshold` drop objects, `epsilon` simplifies polygons.
+        n_clicks: Prompts that a person gave for it; 0: none did.
 
     Returns:
         JSON-ready results. Labels of a separate `<Labels>` tag follow as a second result with the same id. Empty: nothing to show.
@@ -55,7 +60,9 @@ def regions(
         "original_height": mask.runs.size_hw[0],
         "image_rotation": 0,
         "score": round(float(mask.score), 4),
-    } | ({} if item_index is None else {"item_index": item_index})
+    }
+    common |= {} if item_index is None else {"item_index": item_index}
+    common |= {"meta": {CLICKS: n_clicks}} if n_clicks else {}
     found: list[Value] = []
     for part, value in enumerate(_VALUES[output.kind](mask.runs, options), start=1):
         part_id = region_id if part == 1 else f"{region_id}-{part}"
