@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_MAGIC = b"S2E2"
-_HEADER = struct.Struct("<4sI9I")  # magic, crc32 of the values, (channels, height, width) of each map
+FORMAT = "S2E3"
+"""Of the bytes. Part of the name that they are kept under, so that a change of it is a miss."""
+_MAGIC = FORMAT.encode()
+_HEADER = struct.Struct("<4sI")  # magic, crc32 of all that follows
+_SIDES = struct.Struct("<9I")  # (channels, height, width) of each map
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,8 +54,9 @@ class ImageEmbedding:
 
     def to_bytes(self) -> bytes:
         """The values as fp16 behind a header that `from_bytes` checks, in the order that they have in memory; no pickle."""
-        values = b"".join(t.to("cpu", torch.float16).permute(0, 2, 3, 1).numpy().tobytes() for t in self.maps)
-        return _HEADER.pack(_MAGIC, zlib.crc32(values), *(side for t in self.maps for side in t.shape[1:])) + values
+        sides = _SIDES.pack(*(side for t in self.maps for side in t.shape[1:]))
+        body = b"".join((sides, *(t.to("cpu", torch.float16).permute(0, 2, 3, 1).numpy().tobytes() for t in self.maps)))
+        return _HEADER.pack(_MAGIC, zlib.crc32(body)) + body
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview, device: torch.device | str, dtype: torch.dtype) -> ImageEmbedding:
@@ -61,12 +65,12 @@ class ImageEmbedding:
         Raises:
             ValueError: the data are damaged or of another format.
         """
-        if len(data) < _HEADER.size or bytes(data[:4]) != _MAGIC:
+        if len(data) < _HEADER.size + _SIDES.size or bytes(data[:4]) != _MAGIC:
             raise ValueError("not an embedding")
-        _, crc32, *sides = _HEADER.unpack_from(data)
-        values = memoryview(data)[_HEADER.size :]
-        if len(values) % 2 or zlib.crc32(values) != crc32:
+        body = memoryview(data)[_HEADER.size :]
+        if len(body) % 2 or zlib.crc32(body) != _HEADER.unpack_from(data)[1]:
             raise ValueError("the embedding is damaged")
+        sides, values = _SIDES.unpack_from(body), body[_SIDES.size :]
         flat = torch.from_numpy(np.frombuffer(values, dtype="<f2").copy())
         shapes = [sides[i : i + 3] for i in (0, 3, 6)]
         ends = np.cumsum([0, *(channels * height * width for channels, height, width in shapes)])

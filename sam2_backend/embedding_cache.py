@@ -1,26 +1,27 @@
-"""Embeddings in three tiers: device, host memory, Redis. Each has a byte budget and forgets the least recently used first.
+"""Embeddings in tiers: device, host memory, Redis, and below it a folder and a bucket. Each knows its bound.
 
 A key names the content (image hash) and everything that changes the numbers (weights, preprocessing, orientation), never anything
 that a client chose: a changed checkpoint is a miss. Whoever asks for an embedding that is being made waits for it, in this process
 (a lock per key) and in others (a short-lived Redis lock that its maker renews), so an image is encoded once however many ask.
-Redis being away costs its tier and nothing else.
+What is found in one tier is kept in the others as well. A tier that is away costs itself and nothing else.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import redis
 import torch
 
+from sam2_backend.embedding import FORMAT
+from sam2_backend.embedding_redis import RedisTier
+from sam2_backend.embedding_tier import LowerTier
 from sam2_backend.engine import ImageEmbedding
 from sam2_backend.errors import GpuMemoryError
 from sam2_backend.messages import CacheTier
@@ -28,30 +29,6 @@ from sam2_backend.messages import CacheTier
 T = TypeVar("T")
 V = TypeVar("V")
 log = logging.getLogger(__name__)
-
-#: A maker that dies is noticed after this long; it renews three times as often.
-MAKING_TTL_MS = 3000
-_POLL_S = 0.02
-
-# KEYS: blob, order (zset by time), sizes (hash), total. ARGV: data, now, member, budget, prefix of blobs.
-_PUT = """
-local function forget(member, blob)
-  local size = tonumber(redis.call('HGET', KEYS[3], member) or '0')
-  redis.call('DEL', blob); redis.call('ZREM', KEYS[2], member); redis.call('HDEL', KEYS[3], member)
-  redis.call('DECRBY', KEYS[4], size)
-end
-forget(ARGV[3], KEYS[1])
-local size, budget = #ARGV[1], tonumber(ARGV[4])
-if size > budget then return 0 end
-while tonumber(redis.call('GET', KEYS[4]) or '0') + size > budget do
-  local oldest = redis.call('ZRANGE', KEYS[2], 0, 0)[1]
-  if not oldest then redis.call('SET', KEYS[4], 0); break end
-  forget(oldest, ARGV[5] .. oldest)
-end
-redis.call('SET', KEYS[1], ARGV[1]); redis.call('ZADD', KEYS[2], ARGV[2], ARGV[3]); redis.call('HSET', KEYS[3], ARGV[3], size)
-redis.call('INCRBY', KEYS[4], size)
-return 1
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +61,9 @@ class _Lru(Generic[V]):
         self.budget_bytes, self.used_bytes, self._size = budget_bytes, 0, size
         self._values: OrderedDict[str, V] = OrderedDict()
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
     def get(self, key: str) -> V | None:
         if key in self._values:
             self._values.move_to_end(key)
@@ -104,12 +84,13 @@ class _Lru(Generic[V]):
 
 
 class EmbeddingCache:
-    """The three tiers of one worker, safe to use from several threads.
+    """The tiers of one worker, safe to use from several threads.
 
     Args:
-        connection: Redis, binary replies; None: no third tier.
+        connection: Redis, binary replies; None: no such tier.
         device: Where embeddings are used. Where that is the CPU, the device tier is host memory already: give the host tier no budget.
         dtype: Compute precision. What one precision encoded is never handed to another.
+        below: The tiers below Redis, in the order in which they are asked.
     """
 
     def __init__(
@@ -121,12 +102,14 @@ class EmbeddingCache:
         device_budget_bytes: int,
         host_budget_bytes: int,
         redis_budget_bytes: int,
+        below: Sequence[LowerTier] = (),
     ) -> None:
         self._device, self._dtype = device, dtype
         self._on_device: _Lru[ImageEmbedding] = _Lru(device_budget_bytes, lambda embedding: embedding.nbytes)
         self._on_host: _Lru[bytes] = _Lru(host_budget_bytes, len)
-        self._shared = _RedisTier(connection, redis_budget_bytes) if connection is not None and redis_budget_bytes else None
-        self._hits: dict[CacheTier, int] = {"device": 0, "host": 0, "redis": 0, "none": 0}
+        self._in_redis = RedisTier(connection, redis_budget_bytes) if connection is not None and redis_budget_bytes else None
+        self._below = tuple(below)
+        self._hits: dict[CacheTier, int] = {"device": 0, "host": 0, "redis": 0, "disk": 0, "bucket": 0, "none": 0}
         self._lock = threading.Lock()
         self._making: dict[str, threading.Lock] = {}
 
@@ -136,7 +119,7 @@ class EmbeddingCache:
         Raises:
             Whatever `make` raises; nothing is kept then, and the next one who waits tries for itself.
         """
-        name = f"{str(self._dtype).removeprefix('torch.')}:{key.text}"
+        name = self._name(key.text)
         with self._lock:
             embedding = self._on_device.get(name)
             if embedding is not None:
@@ -152,6 +135,28 @@ class EmbeddingCache:
         with self._lock:
             self._hits[tier] += 1
         return embedding, tier
+
+    def is_at_hand(self, key: EmbeddingKey) -> bool:
+        """Whether this process holds it in memory, so that using it waits for nobody. Does not count as use."""
+        name = self._name(key.text)
+        with self._lock:
+            return name in self._on_device or name in self._on_host
+
+    def share(self, key_text: str) -> None:
+        """Give the tiers of others what this process holds in memory of a key, where they lack it. Waits for none below Redis."""
+        name = self._name(key_text)
+        with self._lock:
+            data, embedding = self._on_host.get(name), self._on_device.get(name)
+        redis_lacks = self._in_redis is not None and not self._in_redis.holds(name)
+        lacking = [tier for tier in self._below if not tier.holds(name)]
+        if data is None and embedding is not None and (redis_lacks or lacking):
+            data = embedding.to_bytes()
+        if data is None:
+            return
+        if self._in_redis is not None and redis_lacks:
+            self._in_redis.put(name, data)
+        for tier in lacking:
+            tier.offer(name, data)
 
     def empty_device_tier(self) -> None:
         """Free the device, as after an out-of-memory error; the other tiers keep their copies."""
@@ -177,31 +182,64 @@ class EmbeddingCache:
         with self._lock:
             return CacheStats(self._on_device.used_bytes, self._on_host.used_bytes, dict(self._hits))
 
+    def close(self, wait_s: float = 10.0) -> None:
+        """Let the tiers below Redis write what waits, for so long at most. The last call."""
+        for tier in self._below:
+            tier.close(wait_s)
+
+    def _name(self, key_text: str) -> str:
+        return f"{FORMAT}:{str(self._dtype).removeprefix('torch.')}:{key_text}"
+
     def _find_or_make(self, name: str, make: Callable[[], ImageEmbedding]) -> tuple[ImageEmbedding, CacheTier]:
         with self._lock:
-            embedding, on_host = self._on_device.get(name), self._on_host.get(name)
+            embedding, data = self._on_device.get(name), self._on_host.get(name)
         if embedding is not None:
             return embedding, "device"
-        if on_host is not None:
-            return self._keep(name, ImageEmbedding.from_bytes(on_host, self._device, self._dtype), on_host), "host"
-        if self._shared is None:
-            return self._keep(name, make(), None), "none"
-        with self._shared.wait_or_lead(name) as data:
-            embedding = self._revive(data)
-            if embedding is not None:
+        if data is not None:
+            return self._keep(name, ImageEmbedding.from_bytes(data, self._device, self._dtype), data), "host"
+        with self._in_redis.wait_or_lead(name) if self._in_redis else nullcontext() as data:
+            embedding = self._revive(data, "redis")
+            if embedding is not None and data is not None:
+                self._offer_below(name, data)
                 return self._keep(name, embedding, data), "redis"
-            embedding = make()
-            data = embedding.to_bytes()
-            self._shared.put(name, data)
-            return self._keep(name, embedding, data), "none"
+            return self._find_below_or_make(name, make)
 
-    def _revive(self, data: bytes | None) -> ImageEmbedding | None:
+    def _find_below_or_make(self, name: str, make: Callable[[], ImageEmbedding]) -> tuple[ImageEmbedding, CacheTier]:
+        for tier in self._below:
+            data = tier.get(name)
+            embedding = self._revive(data, tier.name)
+            if embedding is not None and data is not None:
+                if self._in_redis:
+                    self._in_redis.put(name, data)
+                self._offer_below(name, data)
+                return self._keep(name, embedding, data), tier.name
+            if data is not None:
+                tier.forget(name)
+        embedding = make()
+        return self._keep(name, embedding, self._publish(name, embedding)), "none"
+
+    def _publish(self, name: str, embedding: ImageEmbedding) -> bytes | None:
+        """Put a new embedding into every tier from Redis down; its bytes, where there is such a tier."""
+        if self._in_redis is None and not self._below:
+            return None
+        data = embedding.to_bytes()
+        if self._in_redis:
+            self._in_redis.put(name, data)
+        for tier in self._below:
+            tier.put(name, data)
+        return data
+
+    def _offer_below(self, name: str, data: bytes) -> None:
+        for tier in self._below:
+            tier.offer(name, data)
+
+    def _revive(self, data: bytes | None, tier: CacheTier) -> ImageEmbedding | None:
         if data is None:
             return None
         try:
             return ImageEmbedding.from_bytes(data, self._device, self._dtype)
         except ValueError as error:
-            log.warning("an embedding in Redis is damaged and is made again: %s", error)
+            log.warning("an embedding in the %s tier is damaged and is made again: %s", tier, error)
             return None
 
     def _keep(self, name: str, embedding: ImageEmbedding, data: bytes | None) -> ImageEmbedding:
@@ -210,79 +248,3 @@ class EmbeddingCache:
             if self._on_host.budget_bytes:
                 self._on_host.put(name, data if data is not None else embedding.to_bytes())
         return embedding
-
-
-class _RedisTier:
-    """Blobs with a byte budget and LRU order kept by one script, so that a crash cannot leave blob and book apart for long."""
-
-    PREFIX = "sam2:emb:blob:"
-    ORDER, SIZES, TOTAL, MAKING = "sam2:emb:order", "sam2:emb:sizes", "sam2:emb:bytes", "sam2:emb:making:"
-
-    def __init__(self, connection: redis.Redis, budget_bytes: int) -> None:
-        self._redis, self._budget_bytes = connection, budget_bytes
-        self._put = connection.register_script(_PUT)
-
-    def get(self, name: str) -> bytes | None:
-        data = self._redis.get(self.PREFIX + name)
-        if not isinstance(data, bytes):
-            return None
-        self._redis.zadd(self.ORDER, {name: time.time()}, xx=True)
-        return data
-
-    def put(self, name: str, data: bytes) -> None:
-        try:
-            self._put(
-                keys=[self.PREFIX + name, self.ORDER, self.SIZES, self.TOTAL],
-                args=[data, time.time(), name, self._budget_bytes, self.PREFIX],
-            )
-        except redis.RedisError as error:
-            log.warning("an embedding was not shared through Redis: %s", error)
-
-    @contextmanager
-    def wait_or_lead(self, name: str) -> Iterator[bytes | None]:
-        """Yields the blob, once somebody has it; or None, with the lock held if Redis answers, when it is this caller's to make."""
-        token = uuid.uuid4().hex
-        stop = threading.Event()
-        try:
-            data, leads = self._blob_or_lock(name, token)
-        except redis.RedisError as error:
-            log.warning("the Redis tier of the embedding cache does not answer: %s", error)
-            data, leads = None, False
-        renewer = threading.Thread(target=self._renew, args=(name, stop), daemon=True) if leads else None
-        if renewer:
-            renewer.start()
-        try:
-            yield data
-        finally:
-            stop.set()
-            if renewer:
-                renewer.join()
-                self._unlock(name, token)
-
-    def _blob_or_lock(self, name: str, token: str) -> tuple[bytes | None, bool]:
-        while True:
-            data = self.get(name)
-            if data is not None:
-                return data, False
-            if self._redis.set(self.MAKING + name, token, nx=True, px=MAKING_TTL_MS):
-                # Its maker may have put the blob and unlocked between our two questions.
-                data = self.get(name)
-                if data is None:
-                    return None, True
-                self._unlock(name, token)
-                return data, False
-            time.sleep(_POLL_S)
-
-    def _renew(self, name: str, stop: threading.Event) -> None:
-        while not stop.wait(MAKING_TTL_MS / 3000):
-            try:
-                self._redis.pexpire(self.MAKING + name, MAKING_TTL_MS)
-            except redis.RedisError:
-                log.debug("the lock of %s was not renewed", name)
-
-    def _unlock(self, name: str, token: str) -> None:
-        try:
-            if self._redis.get(self.MAKING + name) == token.encode():
-                self._redis.delete(self.MAKING + name)
-        except redis.RedisError:
-            log.debug("the lock of %s ends by itself", name)

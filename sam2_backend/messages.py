@@ -19,7 +19,7 @@ from sam2_backend.errors import JobRefusedError
 
 T = TypeVar("T")
 
-CacheTier = Literal["device", "host", "redis", "none"]
+CacheTier = Literal["device", "host", "redis", "disk", "bucket", "none"]
 """Where the embedding was found; `none`: the image was encoded."""
 
 

@@ -84,13 +84,16 @@ class Segmenter:
         return self._reply("segment", found, clock, objects)
 
     def warm(self, job: WarmJob) -> ImageReply:
-        """Make and keep the embedding, upright as a browser would show the image.
+        """Make and keep the embedding, upright as a browser would show the image, in every tier.
 
         Raises:
             MediaError, GpuMemoryError: as for `segment`.
         """
         clock = Clock()
-        return self._reply("warm", self._embedding(job.media, None, clock), clock, ())
+        found = self._embedding(job.media, None, clock)
+        if found.tier in {"device", "host"}:
+            self.embeddings.share(found.key)
+        return self._reply("warm", found, clock, ())
 
     def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply:
         """See `Preannotation.answer`."""

@@ -110,6 +110,11 @@ class Settings:
     device_cache_bytes: int = _setting(1 * GIB, "Embeddings kept on the device.")
     host_cache_bytes: int = _setting(1 * GIB, "Embeddings kept in host memory (unused where the device is the CPU).")
     redis_cache_bytes: int = _setting(1 * GIB, "Embeddings kept in Redis.")
+    disk_cache_bytes: int = _setting(4 * GIB, "Embeddings kept on disk, where they outlive every process; 0: none.")
+    embedding_dir: str = _setting("", "Folder for them, which workers may share; empty: `embeddings` in SAM2_DATA_DIR.")
+    embedding_bucket: str = _setting(
+        "", "Bucket for them as well: s3://bucket/prefix, with AWS' own variables. Needs `pip install 'sam2-label-studio[s3]'`."
+    )
     detector: str = _setting(
         "", "Grounding DINO or OWLv2 for pre-annotation by text: a folder or hub id. Needs `pip install 'sam2-label-studio[detect]'`."
     )
@@ -139,6 +144,11 @@ class Settings:
     # Logs
     log_level: str = _setting("info", "debug, info, warning or error.")
     log_json: bool = _setting(False, "One JSON object a line in place of text.")  # noqa: FBT003
+
+    @property
+    def embedding_folder(self) -> Path:
+        """Where embeddings are kept on disk."""
+        return Path(os.path.expanduser(self.embedding_dir)) if self.embedding_dir else self.data_dir / "embeddings"  # noqa: PTH111
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:

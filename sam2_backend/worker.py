@@ -5,6 +5,7 @@ torch is imported after the first sign of life: an import takes seconds, in whic
 
 from __future__ import annotations
 
+import atexit
 import functools
 import logging
 import os
@@ -41,9 +42,11 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
 
     Raises:
         BadCheckpointError: the checkpoint is missing, damaged, or none of SAM 2's.
+        SettingsError: the bucket for embeddings cannot be one.
     """
     from sam2_backend.detector import load_detector
     from sam2_backend.embedding_cache import EmbeddingCache
+    from sam2_backend.embedding_tier import lower_tiers
     from sam2_backend.engine import Sam2Engine
     from sam2_backend.example_memories import ExampleMemories
     from sam2_backend.frame_sources import open_frames
@@ -56,6 +59,7 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
     from sam2_backend.refinement import LogitsCache
     from sam2_backend.segmenter import Segmenter
 
+    below = lower_tiers(settings)
     engine = Sam2Engine.load(settings)  # sets torch's threads, too
     engine.warm_up()
     cache = EmbeddingCache(
@@ -66,7 +70,9 @@ def load_runtime(settings: Settings, connection: redis.Redis, name: str) -> Runt
         # Where the device is the CPU, its tier is host memory already.
         host_budget_bytes=0 if engine.device.type == "cpu" else settings.host_cache_bytes,
         redis_budget_bytes=settings.redis_cache_bytes,
+        below=below,
     )
+    atexit.register(cache.close)  # a worker that drained; whoever is killed loses what waits to be written
     store = MediaStore(settings, connection)
 
     def open_work(job: PropagateJob) -> Propagation:

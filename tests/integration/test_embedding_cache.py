@@ -62,7 +62,7 @@ def test_each_tier_answers_after_the_one_above_forgot_and_with_the_same_values(r
     other_worker = cache(connection, shared=4)
     revived, tier = other_worker.get_or_make(key(1), must_not_make)
     assert tier == "redis" and same(revived, made)
-    assert first.stats().hits == {"device": 1, "host": 1, "redis": 0, "none": 1}
+    assert first.stats().hits == {"device": 1, "host": 1, "redis": 0, "disk": 0, "bucket": 0, "none": 1}
 
 
 def test_another_model_or_precision_is_a_miss(redis_server):
@@ -156,14 +156,14 @@ def test_a_maker_that_fails_leaves_the_next_one_free_to_try(redis_server):
 
 def test_a_maker_killed_in_the_middle_is_replaced(redis_server):
     connection = redis_server.connect()
-    connection.set("sam2:emb:making:float32:" + key(1).text, "dead", px=500)
+    connection.set("sam2:emb:making:S2E3:float32:" + key(1).text, "dead", px=500)
     assert cache(connection, shared=4).get_or_make(key(1), lambda: embedding(1))[1] == "none"
 
 
 def test_a_damaged_blob_is_made_again(redis_server):
     connection = redis_server.connect()
     cache(connection, shared=4).get_or_make(key(1), lambda: embedding(1))
-    name = "sam2:emb:blob:float32:" + key(1).text
+    name = "sam2:emb:blob:S2E3:float32:" + key(1).text
     connection.set(name, connection.get(name)[:-5])
     found, tier = cache(connection, shared=4).get_or_make(key(1), lambda: embedding(1))
     assert tier == "none" and same(found, embedding(1))
