@@ -11,22 +11,26 @@ import os
 import re
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from flask import Flask, Response, g, jsonify, render_template, request
+from flask import Flask, Response, g, jsonify, request
 from jinja2 import StrictUndefined
 
 from backend import logs, metrics
-from backend.answers import ENDPOINTS, error_response, known_error
+from backend.answers import error_response, known_error
 from backend.auth import CHALLENGE, Guard
 from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
+from backend.events import click_event, error_event, track_event
 from backend.fast_json import dumps, loads
+from backend.journal import Journal
+from backend.journal_store import JournalStore
 from backend.late_predictions import LatePredictions
 from backend.predictor import Predictor
+from backend.projects import project_name
 from backend.propagations import Propagations
-from backend.status import Journal, bytes_text, propagation_facts, readiness
+from backend.status import Readiness, propagation_facts, readiness
+from backend.status_pages import StatusPages, installed_version
 from backend.video_predictor import PropagationsLike
 from sam2_backend.errors import AuthError, NotFoundError, OverloadedError, RequestError
 from sam2_backend.settings import Settings
@@ -50,7 +54,6 @@ _SESSION = re.compile(r"[0-9a-f]{32}")
 _FORM = "application/x-www-form-urlencoded"
 _THREADS_KEPT_FREE = 4
 """Threads that no waiting click may take, so that /health and /webhook answer in milliseconds."""
-_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
 
 
 def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propagations: PropagationsLike | None = None) -> Flask:
@@ -59,14 +62,13 @@ def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propaga
     app.config["MAX_CONTENT_LENGTH"] = settings.max_request_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]  # Flask's own provider has it
     app.jinja_env.undefined = StrictUndefined
-    app.jinja_env.filters["bytes_text"] = bytes_text
     dispatcher = dispatcher or Dispatcher(settings)
     web = Web(settings, dispatcher, propagations or Propagations(settings, dispatcher))
     app.extensions["pushes"], app.extensions["late_predictions"] = web.pushes, web.late_predictions
     app.before_request(web.admit)
     app.after_request(web.count)
     app.register_error_handler(Exception, web.fail)
-    app.add_url_rule("/", view_func=web.index)
+    web.pages.install(app)
     app.add_url_rule("/health", view_func=web.health)
     app.add_url_rule("/ready", view_func=web.ready)
     app.add_url_rule("/setup", view_func=web.setup, methods=["POST"])
@@ -99,14 +101,16 @@ class Web:
         self._predictor = Predictor(settings, dispatcher, propagations)
         self._guard = Guard(settings)
         self._metrics = metrics.Metrics(dispatcher)
-        self._journal = Journal()
         self._scrub = logs.scrubber(settings)
+        store = JournalStore(dispatcher.redis)
+        self.journal = Journal(store, self._scrub)
         self._waiting = threading.BoundedSemaphore(max(1, settings.web_threads - _THREADS_KEPT_FREE))
         self.pushes = self._predictor.tracks.pushes
         self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
-        for late in (self.pushes, self.late_predictions):
-            late.tell, late.warn = self._journal.note, self._journal.warn
-        self._predictor.preannotator.warn, self._predictor.preannotator.started = self._journal.warn, self.late_predictions.start
+        self._predictor.preannotator.started = self.late_predictions.start
+        self.pages = StatusPages(settings, dispatcher, self._predictor.projects, self.journal, store, self._readiness)
+        for teller in (self._predictor, self.pushes, self.late_predictions):
+            teller.record = self.journal.record
 
     def admit(self) -> None:
         g.started = time.perf_counter()
@@ -121,7 +125,6 @@ class Web:
         """The one place where an error becomes an answer, a log line and a line of the status page."""
         known, status = known_error(error, self._settings.max_request_bytes)
         known.message = self._scrub(known.message)
-        where = f"Task {g.task}" if "task" in g else logs.one_line(request.path, limit=100)
         is_unexpected = known is not error and status >= 500
         level = logging.ERROR if status >= 500 else logging.WARNING
         facts = {"endpoint": request.endpoint or "unknown", "code": known.code, "status": status, "task": g.get("task", "-")}
@@ -129,7 +132,10 @@ class Web:
         logs.event(log, "error", facts, level=level, exc_info=is_unexpected)
         self._metrics.count_error(known.code)
         if request.endpoint == "predict" or is_unexpected:  # what is wrong with a project stands under its name
-            self._journal.error(where, known.code, known.message)
+            where = logs.one_line(request.path, limit=100)
+            project, task = g.get("project", ""), g.get("task", "")
+            event = error_event(project, task, where, known.code, known.message, _ms_since_start(), is_click=request.endpoint == "predict")
+            self.journal.record(event)
         response = error_response(known, status)
         if isinstance(known, AuthError):
             response.headers["WWW-Authenticate"] = CHALLENGE
@@ -137,22 +143,14 @@ class Web:
 
     def health(self) -> Response:
         """That this process lives; nothing else is looked at. Label Studio allows 1 s."""
-        return jsonify({"status": "UP", "model_class": "Sam2Backend", "version": _version()})
+        return jsonify({"status": "UP", "model_class": "Sam2Backend", "version": installed_version()})
 
     def ready(self) -> tuple[Response, int]:
-        state = readiness(self._settings, self._dispatcher, self._predictor.projects, self._propagations)
+        state = self._readiness()
         return jsonify(state.to_json()), 200 if state.is_ready else 503
 
-    def index(self) -> Response:
-        state = readiness(self._settings, self._dispatcher, self._predictor.projects, self._propagations)
-        if request.accept_mimetypes.best_match(["application/json", "text/html"]) != "text/html":
-            return jsonify({"status": "UP", "endpoints": list(ENDPOINTS), "ready": state.to_json()})
-        response = Response(
-            render_template("status.html", state=state, entries=self._journal.newest(), version=_version()), mimetype="text/html"
-        )
-        response.headers["Content-Security-Policy"] = _PAGE_POLICY
-        response.headers["Cache-Control"] = "no-store"
-        return response
+    def _readiness(self) -> Readiness:
+        return readiness(self._settings, self._dispatcher, self._predictor.projects, self._propagations)
 
     def propagations(self) -> Response:
         """How far everything that is tracked is, those used last first."""
@@ -185,7 +183,7 @@ class Web:
         params = body.get("params") or {}
         if not isinstance(params, dict):
             raise RequestError("`params` must be an object; Label Studio puts the clicks into `params.context`.")
-        g.task = task_name(body.get("tasks"))
+        g.task, g.project = task_name(body.get("tasks")), project_name(body.get("project") or "")
         click = self._click(body, params.get("context"))
         response = Response(dumps({"results": click.predictions}), mimetype="application/json")
         timings_ms = dict.fromkeys(STAGES, 0.0) | click.timings_ms | {"total": _ms_since_start()}
@@ -216,12 +214,12 @@ class Web:
         asked = {key: click.facts[key] for key in ("task", "image", "objects", "points", "cache")}
         logs.event(log, "click", asked | spent | {key: click.facts[key] for key in ("worker", "score")})
         self._metrics.observe_click(timings_ms)
-        self._journal.click(click.facts, timings_ms, len(click.predictions[0]["result"]))
+        self.journal.record(click_event(g.project, click.facts, timings_ms, len(click.predictions[0]["result"])))
 
     def _tell_of_track(self, click: Click, timings_ms: dict[str, float]) -> None:
         asked = {key: click.facts[key] for key in ("task", "objects", "phase", "done", "frames", "session", "worker", "score")}
         logs.event(log, "track", asked | {"total_ms": round(timings_ms["total"], 1)})
-        self._journal.track(click.facts, timings_ms)
+        self.journal.record(track_event(g.project, click.facts, timings_ms))
 
     def webhook(self) -> tuple[Response, int]:
         """Take any event and do nothing: training is not this backend's work. Label Studio waits inside the annotator's Submit."""
@@ -266,10 +264,3 @@ def _parse_object(raw: bytes) -> dict[str, Any]:
 def _ms_since_start() -> float:
     started: float = g.started
     return (time.perf_counter() - started) * 1e3
-
-
-def _version() -> str:
-    try:
-        return version("sam2-label-studio")
-    except PackageNotFoundError:
-        return "from source"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from backend import logs
 from backend.dataset_studio import DatasetStudio
 from backend.dispatch import Dispatcher
+from backend.events import Event, stored_event
 from backend.owed_tasks import Owed
 from backend.preannotator import Preannotator
 from backend.slow_jobs import SlowJobs, Stopped
@@ -38,9 +39,8 @@ class LatePredictions:
         self._thread: threading.Thread | None = None
         self._in_hand: set[Owed] = set()
         self._counting = threading.Lock()
-        self.tell: Callable[[str], None] = lambda _words: None
-        self.warn: Callable[[str], None] = lambda _words: None
-        """Called with words for the status page: good news and bad."""
+        self.record: Callable[[Event], None] = lambda _event: None
+        """Called with what the status page is to show."""
 
     def start(self) -> None:
         """Look after what is owed, in threads of this process. Calling it again does nothing."""
@@ -107,9 +107,7 @@ class LatePredictions:
             studio.close()
         logs.event(log, "late_prediction", {"task": owed.task_id, "regions": outcome.n_regions, "outcome": outcome.kind})
         if outcome.kind == "stored":
-            self.tell(
-                f"Task {owed.task_id}: its prediction, {outcome.n_regions} region(s), is now in Label Studio; reload the task to see it."
-            )
+            self.record(stored_event("push", owed.task_id, outcome.n_regions, owed.project))
 
     def _later(self, owed: Owed, error: Sam2BackendError) -> None:
         try:
@@ -119,4 +117,5 @@ class LatePredictions:
         facts = {"task": owed.task_id, "again": is_tried_again, "message": error.message}
         logs.event(log, "late_prediction_failed", facts, level=logging.WARNING)
         if not is_tried_again:
-            self.warn(f"Task {owed.task_id}: it gets no prediction: {error.message}")
+            words = f"It gets no prediction: {error.message}"
+            self.record(Event("push", "failed", words, owed.project, str(owed.task_id), code=error.code))

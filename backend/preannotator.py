@@ -72,7 +72,6 @@ class Preannotator:
         self._jobs = SlowJobs(settings, dispatcher)
         self._examples: dict[int, tuple[float, list[Example]]] = {}
         self.owed = OwedTasks(dispatcher.redis)
-        self.warn: Callable[[str], None] = lambda _words: None
         self.started: Callable[[], None] = lambda: None
         """Called where something is owed."""
 
@@ -121,8 +120,6 @@ class Preannotator:
         answer.n_late = len(late)
         if late:
             briefly(lambda: self._owe(late, project, label_config, model, answer.problems), None)
-        for problem in dict.fromkeys(answer.problems):
-            self.warn(problem)
         return answer
 
     def _collect(self, planner: DatasetPlanner, asked: Sequence[_Asked], model: str, deadline: float, problems: list[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from backend.clicks import Click, click_facts, slowest, task_name
 from backend.data_uri import data_uri_bytes, is_data_uri
 from backend.dataset_jobs import DatasetPlanner
 from backend.dispatch import Dispatcher
+from backend.events import Event, media_digest, open_event, preannotate_event
 from backend.label_config import LabelConfig, parse_label_config
 from backend.preannotator import Preannotator
 from backend.project_options import ProjectOptions, project_options
@@ -30,7 +31,7 @@ from backend.regions import regions
 from backend.task_media import image_uri, image_uris
 from backend.tracking_plans import Planner
 from backend.video_predictor import PropagationsLike, VideoPredictor
-from sam2_backend.errors import LabelConfigError, MediaError, RequestError, Sam2BackendError, SupersededError
+from sam2_backend.errors import LabelConfigError, MediaError, QueueDownError, RequestError, Sam2BackendError, SupersededError
 from sam2_backend.messages import ImageJob, ImageReply, MediaRef, ObjectMask, WarmJob
 from sam2_backend.settings import Settings
 
@@ -56,6 +57,8 @@ class Predictor:
         self._settings = settings
         self._dispatcher = dispatcher
         self.projects = ProjectStore(dispatcher.redis)
+        self.record: Callable[[Event], None] = lambda _event: None
+        """Called with what the status page is to show of requests without a click."""
         self._last_version = "sam2-backend"
         self.tracks = VideoPredictor(
             settings,
@@ -117,9 +120,12 @@ class Predictor:
     ) -> Click:
         started = time.perf_counter()
         answer = self.preannotator.answer(planner, tasks, label_config, project, self.model_version(), may_wait=may_wait)
+        spent_ms, problems = _ms_since(started), list(dict.fromkeys(answer.problems))
         facts = {"project": project, "mode": planner.mode, "tasks": len(tasks), "late": answer.n_late, "problems": len(answer.problems)}
-        logs.event(log, "preannotate", facts | {"total_ms": round(_ms_since(started), 1)})
-        return Click(answer.predictions, {"total": _ms_since(started)})
+        logs.event(log, "preannotate", facts | {"total_ms": round(spent_ms, 1)})
+        n_made = sum(bool(prediction["result"]) for prediction in answer.predictions)
+        self.record(preannotate_event(project, tasks, n_made, answer.n_late, problems, spent_ms))
+        return Click(answer.predictions, {"total": spent_ms})
 
     def setup(self, project: Any, schema: Any, hostname: Any = None, extra_params: Any = None) -> dict[str, Any]:  # noqa: ARG002  Label Studio's words
         """Judge a project's labeling config, keep its extra parameters, and say which model answers.
@@ -149,27 +155,30 @@ class Predictor:
 
     def _warm(self, tasks: Sequence[Mapping[str, Any]], label_config: str, project: str) -> None:
         """Have the tasks' images embedded; whatever goes wrong is logged, because nobody waits for it."""
-        problems: list[str] = []
+        problems: list[Sam2BackendError] = []
         jobs: list[WarmJob] = []
         try:
             config = parse_label_config(label_config)
             jobs += itertools.islice(self._warm_jobs(tasks, config, problems), MOST_WARMED_IMAGES)
             self._dispatcher.warm(jobs)
         except (Sam2BackendError, RedisError) as error:
-            problems.append(error.message if isinstance(error, Sam2BackendError) else type(error).__name__)
+            problems.append(error if isinstance(error, Sam2BackendError) else QueueDownError(type(error).__name__))
         facts = {"project": project_name(project), "tasks": len(tasks), "images": len(jobs)}
         if problems:
-            logs.event(log, "not_warmed", facts | {"problems": len(problems), "message": problems[0]}, level=logging.WARNING)
+            logs.event(log, "not_warmed", facts | {"problems": len(problems), "message": problems[0].message}, level=logging.WARNING)
         else:
             logs.event(log, "warm", facts)
+        self.record(open_event(project_name(project), tasks, [job.media.uri for job in jobs], problems[0] if problems else None))
 
-    def _warm_jobs(self, tasks: Sequence[Mapping[str, Any]], config: LabelConfig, problems: list[str]) -> Iterator[WarmJob]:
-        """A job for every page; a task whose data cannot be used adds its sentence to `problems` and is passed over."""
+    def _warm_jobs(
+        self, tasks: Sequence[Mapping[str, Any]], config: LabelConfig, problems: list[Sam2BackendError]
+    ) -> Iterator[WarmJob]:
+        """A job for every page; a task whose data cannot be used adds its error to `problems` and is passed over."""
         for task, tag in itertools.product(tasks, config.images):
             try:
                 yield from [WarmJob(self._media_ref(uri)) for uri in image_uris(task, tag, self._settings)[:MOST_WARMED_IMAGES]]
             except (RequestError, MediaError) as error:
-                problems.append(error.message)
+                problems.append(error)
 
     def _segment(self, task: Mapping[str, Any], label_config: str, context: Mapping[str, Any], project: str) -> Click:
         config = parse_label_config(label_config)
@@ -184,7 +193,9 @@ class Predictor:
         found, scores = _regions(replies, config)
         timings_ms = slowest([reply.timings_ms for _, reply in replies]) | {"regions": _ms_since(started)}
         score = round(sum(scores) / len(scores), 4) if scores else 0.0
-        return Click([{"result": found, "score": score}], timings_ms, click_facts(task, objects, [reply for _, reply in replies], score))
+        facts = click_facts(task, objects, [reply for _, reply in replies], score)
+        facts["media"] = [media_digest(page.job.media.uri) for page, _ in replies]
+        return Click([{"result": found, "score": score}], timings_ms, facts)
 
     def _pages(self, task: Mapping[str, Any], config: LabelConfig, objects: Sequence[DrawnObject], project: str) -> list[_Page]:
         """One job per image, in the order in which the images were first drawn on."""

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from redis import Redis, RedisError
 
 from backend import logs
+from backend.events import Event, stored_event
 from backend.label_studio import LabelStudio
 from backend.prompt_regions import digest
 from sam2_backend.errors import QueueError, Sam2BackendError
@@ -79,9 +80,8 @@ class Pushes:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
-        self.tell: Callable[[str], None] = lambda _words: None
-        self.warn: Callable[[str], None] = lambda _words: None
-        """Called with words for the status page: good news and bad."""
+        self.record: Callable[[Event], None] = lambda _event: None
+        """Called with what the status page is to show."""
 
     @property
     def can_push(self) -> bool:
@@ -93,11 +93,11 @@ class Pushes:
             return
         if not self.can_push:
             words = (
-                f"Task {request.task['id']}: the rest of its track cannot be pushed into Label Studio: set LABEL_STUDIO_URL and "
-                "LABEL_STUDIO_API_KEY. Asking again for the track gives it, too."
+                "The rest of its track cannot be pushed into Label Studio: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. "
+                "Asking again for the track gives it, too."
             )
             logs.event(log, "not_pushed", {"task": request.task["id"], "reason": words}, level=logging.WARNING)
-            self.warn(words)
+            self.record(Event("push", "failed", words, request.project, str(request.task["id"])))
             return
         name = digest(*sessions)
         record = zlib.compress(json.dumps({"sessions": list(sessions), "attempts": 0, "request": asdict(request)}).encode(), 1)
@@ -179,7 +179,7 @@ class Pushes:
             return False
         self._forget(name)
         logs.event(log, "pushed", {"task": request.task["id"], "regions": len(prediction.result), "session": record["sessions"][0][:8]})
-        self.tell(f"Task {request.task['id']}: its whole track is now a prediction in Label Studio; reload the task to see it.")
+        self.record(stored_event("push", int(request.task["id"]), len(prediction.result), request.project))
         return True
 
     def _send(self, request: Request, prediction: Prediction) -> None:
@@ -205,9 +205,10 @@ class Pushes:
 
     def _drop(self, name: str, record: dict[str, Any], reason: str) -> None:
         self._forget(name)
-        task_id = record["request"]["task"]["id"]
-        logs.event(log, "push_dropped", {"task": task_id, "reason": reason}, level=logging.WARNING)
-        self.warn(f"Task {task_id}: its track is not pushed into Label Studio: {reason.rstrip('.')}.")
+        request = record["request"]
+        logs.event(log, "push_dropped", {"task": request["task"]["id"], "reason": reason}, level=logging.WARNING)
+        words = f"Its track is not pushed into Label Studio: {reason.rstrip('.')}."
+        self.record(Event("push", "failed", words, request["project"], str(request["task"]["id"])))
 
     def _forget(self, name: str) -> None:
         client = self._redis()

@@ -1,79 +1,22 @@
-"""What is missing, in sentences, for /ready and the status page; and the last requests in words.
-
-The journal is this process's own memory: the newest `JOURNAL_ENTRIES`, gone with the process.
-"""
+"""What is missing, in sentences, for /ready and the status page."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redis import RedisError
 
-from backend import logs
 from backend.dispatch import Dispatcher
 from backend.projects import Project, ProjectStore
 from sam2_backend.errors import Sam2BackendError
 from sam2_backend.messages import WorkerStatus
-from sam2_backend.settings import MIB, Settings
+from sam2_backend.settings import Settings
 from sam2_backend.video_messages import PropagationState
 
-JOURNAL_ENTRIES = 50
 PROPAGATIONS_SHOWN = 20
 RANDOM_WEIGHTS = "random-weights"
-
-
-@dataclass(frozen=True, slots=True)
-class JournalEntry:
-    """One thing that happened, in words. `at` in Unix seconds."""
-
-    at: float
-    words: str
-    is_error: bool = False
-
-    @property
-    def clock(self) -> str:
-        return time.strftime("%H:%M:%S", time.gmtime(self.at))
-
-
-class Journal:
-    """The last requests of this process, newest first."""
-
-    def __init__(self) -> None:
-        self._entries: deque[JournalEntry] = deque(maxlen=JOURNAL_ENTRIES)
-        self._lock = threading.Lock()
-
-    def click(self, facts: dict[str, Any], timings_ms: dict[str, float], n_regions: int) -> None:
-        found = f"{n_regions} region{'s' * (n_regions != 1)}, score {facts['score']:.2f}" if n_regions else "nothing found"
-        prompts = f"{facts['points']} point{'s' * (facts['points'] != 1)}" if facts["points"] else f"{facts['objects']} shape(s)"
-        embedding = "embedding made now" if facts["cache"] == "none" else f"embedding from {facts['cache']}"
-        self._add(f"Task {facts['task']}: {prompts} → {found}, {timings_ms.get('total', 0):.0f} ms ({embedding}, {facts['worker']})")
-
-    def track(self, facts: dict[str, Any], timings_ms: dict[str, float]) -> None:
-        objects = f"{facts['objects']} object{'s' * (facts['objects'] != 1)}"
-        frames = f", {facts['done']} of {facts['frames']} frames done" if facts["frames"] else ""
-        self._add(f"Task {facts['task']}: {objects} to track → {facts['phase']}{frames}, {timings_ms.get('total', 0):.0f} ms")
-
-    def note(self, words: str) -> None:
-        self._add(words)
-
-    def warn(self, words: str) -> None:
-        self._add(words, is_error=True)
-
-    def error(self, where: str, code: str, message: str) -> None:
-        self._add(f"{where}: {message} ({code})", is_error=True)
-
-    def newest(self) -> list[JournalEntry]:
-        with self._lock:
-            return list(reversed(self._entries))
-
-    def _add(self, words: str, *, is_error: bool = False) -> None:
-        with self._lock:
-            self._entries.append(JournalEntry(time.time(), logs.one_line(words, limit=300), is_error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +35,7 @@ class Readiness:
     projects: tuple[Project, ...]
     model_version: str
     propagations: tuple[PropagationState, ...] = ()
+    redis_answers: bool = True
 
     @property
     def is_ready(self) -> bool:
@@ -103,7 +47,7 @@ class Readiness:
             "missing": list(self.missing),
             "warnings": list(self.warnings),
             "model_version": self.model_version,
-            "workers": [{"name": w.name, "state": w.state, "device": w.device, "model_version": w.model_version} for w in self.workers],
+            "workers": [worker_facts(worker) for worker in self.workers],
             "queues": self.queues,
             "projects": [{"project": p.name, "unusable": p.unusable, "problems": list(p.problems)} for p in self.projects],
             "propagations": [propagation_facts(state) for state in self.propagations],
@@ -114,6 +58,13 @@ class Listed(Protocol):
     """What is asked of the propagations."""
 
     def recent(self) -> list[PropagationState]: ...
+
+
+def worker_facts(worker: WorkerStatus) -> dict[str, Any]:
+    """What a worker says of itself, for the API."""
+    names = ("name", "state", "device", "model_version", "jobs_done", "jobs_failed", "device_used_bytes", "device_total_bytes")
+    caches = {"device_cache_bytes": worker.device_cache_bytes, "host_cache_bytes": worker.host_cache_bytes}
+    return {name: getattr(worker, name) for name in names} | caches | {"embedding_lookups": dict(worker.hits)}
 
 
 def propagation_facts(state: PropagationState) -> dict[str, Any]:
@@ -130,7 +81,7 @@ def readiness(settings: Settings, dispatcher: Dispatcher, projects: ProjectStore
         tracked = tuple(propagations.recent()[:PROPAGATIONS_SHOWN])
     except (Sam2BackendError, RedisError, OSError):
         missing = ("Redis does not answer. Start it, or set SAM2_REDIS_URL to the one that the workers use.",)
-        return Readiness(missing, (), (), {}, (), "")
+        return Readiness(missing, (), (), {}, (), "", redis_answers=False)
     seen = tuple(projects.newest())
     warnings = [*_random_weights(workers), *_label_studio(settings, seen), *_project_warnings(seen)]
     return Readiness(tuple(_workers_missing(workers)), tuple(warnings), workers, queues, seen, dispatcher.model_version(), tracked)
@@ -165,8 +116,3 @@ def _label_studio(settings: Settings, projects: Sequence[Project]) -> list[str]:
 
 def _project_warnings(projects: Sequence[Project]) -> list[str]:
     return [f"Project {p.title}: {sentence}" for p in projects for sentence in ((p.unusable,) if p.unusable else p.problems)]
-
-
-def bytes_text(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / MIB:.0f} MiB" if count < 1024 * MIB else f"{count / (1024 * MIB):.1f} GiB"

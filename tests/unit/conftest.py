@@ -31,12 +31,21 @@ def disc(prompt: ImagePrompt, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 class FakeRedis:
-    """The commands that `backend.projects` uses."""
+    """The commands that `backend.projects` and `backend.journal_store` use; a write without an end is an error."""
 
     def __init__(self) -> None:
         self.texts: dict[str, bytes] = {}
-        self.ranks: dict[str, float] = {}
+        self.rankings: dict[str, dict[str, float]] = {}
+        self.lists: dict[str, list[bytes]] = {}
+        self.hashes: dict[str, dict[bytes, int]] = {}
+        self.sets: dict[str, set[str]] = {}
+        self.ends_s: dict[str, int] = {}
         self.is_down = False
+
+    @property
+    def ranks(self) -> dict[str, float]:
+        """Of the projects."""
+        return self.rankings.setdefault("sam2:project-index", {})
 
     def _look(self) -> None:
         if self.is_down:
@@ -57,23 +66,68 @@ class FakeRedis:
 
     def delete(self, *keys):
         for key in keys:
-            self.texts.pop(key, None)
+            for kind in (self.texts, self.lists, self.hashes, self.sets, self.rankings):
+                kind.pop(key, None)
 
-    def zadd(self, _key, ranks):
+    def expire(self, key, end_s):
         self._look()
-        self.ranks |= ranks
+        self.ends_s[key] = end_s
 
-    def zrem(self, _key, *names):
+    def zadd(self, key, ranks):
+        self._look()
+        self.rankings.setdefault(key, {}).update(ranks)
+
+    def zrem(self, key, *names):
         for name in names:
-            self.ranks.pop(name, None)
+            self.rankings.get(key, {}).pop(name, None)
 
-    def zrange(self, _key, start, end):
-        names = sorted(self.ranks, key=self.ranks.__getitem__)
+    def zmscore(self, key, names):
+        self._look()
+        return [self.rankings.get(key, {}).get(name) for name in names]
+
+    def zrange(self, key, start, end):
+        ranks = self.rankings.get(key, {})
+        names = sorted(ranks, key=ranks.__getitem__)
         return [name.encode() for name in names[start : max(0, len(names) + end + 1)]]
 
-    def zrevrange(self, _key, start, end):
+    def zrevrange(self, key, start, end):
         self._look()
-        return [name.encode() for name in sorted(self.ranks, key=self.ranks.__getitem__, reverse=True)[start : end + 1]]
+        ranks = self.rankings.get(key, {})
+        names = sorted(ranks, key=ranks.__getitem__, reverse=True)
+        return [name.encode() for name in names[start : end + 1 or None]]
+
+    def zremrangebyrank(self, key, start, end):
+        self.zrem(key, *(name.decode() for name in self.zrange(key, start, end)))
+
+    def lpush(self, key, *texts):
+        self._look()
+        self.lists[key] = [text.encode() for text in reversed(texts)] + self.lists.get(key, [])
+
+    def ltrim(self, key, start, end):
+        self.lists[key] = self.lists[key][start : end + 1]
+
+    def lrange(self, key, start, end):
+        self._look()
+        return self.lists.get(key, [])[start : end + 1 or None]
+
+    def hincrby(self, key, name, count):
+        counters = self.hashes.setdefault(key, {})
+        counters[name.encode()] = counters.get(name.encode(), 0) + count
+
+    def hgetall(self, key):
+        self._look()
+        return {name: str(count).encode() for name, count in self.hashes.get(key, {}).items()}
+
+    def pfadd(self, key, *names):
+        self.sets.setdefault(key, set()).update(names)
+
+    def pfcount(self, key):
+        self._look()
+        return len(self.sets.get(key, ()))
+
+    def info(self, _section):
+        self._look()
+        return {"used_memory": 300 << 20, "maxmemory": 2 << 30}
 
     def pipeline(self, transaction=True):
         return FakePipeline(self)

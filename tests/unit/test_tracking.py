@@ -342,14 +342,14 @@ def test_a_push_that_fails_is_tried_again_later(tracks, propagations, store, mon
 
 def test_a_push_that_fails_for_ever_is_given_up_in_words(tracks, propagations, store):
     said = []
-    tracks.pushes.warn = said.append
+    tracks.pushes.record = said.append
     owed(tracks, propagations)
     FakeStudio.fails = 1000
     for _ in range(pushes.MOST_ATTEMPTS):
         store.due = dict.fromkeys(store.due, 0.0)
         tracks.pushes.look()
     assert not store.due
-    assert said == ["Task 17: its track is not pushed into Label Studio: Label Studio is away."]
+    assert [(event.task, event.words) for event in said] == [("17", "Its track is not pushed into Label Studio: Label Studio is away.")]
 
 
 @pytest.mark.parametrize("phase", ["failed", "cancelled"])
@@ -363,10 +363,11 @@ def test_what_ended_without_a_result_is_not_pushed(tracks, propagations, store, 
 def test_without_label_studios_address_the_status_page_says_that_nothing_is_pushed(tracks, propagations, web_settings, store):
     tracks.pushes._settings = dataclasses.replace(web_settings, label_studio_api_key="")
     said = []
-    tracks.pushes.warn = said.append
+    tracks.pushes.record = said.append
     owed(tracks, propagations)
     assert not store.due
-    assert "LABEL_STUDIO_API_KEY" in said[0]
+    assert said[0].is_error
+    assert "LABEL_STUDIO_API_KEY" in said[0].words
 
 
 # Pages
