@@ -50,6 +50,7 @@ _WARM_TTL_S = 600
 _WARM_ONCE_S = 60
 _WARM_LIMIT_S = 300
 _MAX_WARM = 1000
+_MAX_SLOW = 1000
 _SLOW_JOBS = {PREANNOTATE: PREANNOTATE_IMAGE, PendingWarm.kind: WARM_IMAGE}
 
 
@@ -80,36 +81,39 @@ class Dispatcher:
             names = self._roster.serving(deadline, wait_s)
             call = secrets.token_hex(8)
             pending = [Pending(f"{call}-{index}", job, choose_worker(job.media.uri, names)) for index, job in enumerate(jobs)]
-            self._check_load(pending)
+            through_cuts(lambda: self._check_room((job.queue for job in pending), self._settings.max_queued))
             through_cuts(lambda: self._send(pending, wait_s, are_newest=True))
             await_answers(self.redis(), pending, wait_s, deadline, self._settings.heartbeat_s, lambda lost: self._send(lost, wait_s))
         return [job.answer for job in pending if job.answer is not None]
 
-    def warm(self, jobs: Sequence[WarmJob]) -> None:
+    def warm(self, jobs: Sequence[WarmJob], *, is_urgent: bool = False) -> None:
         """Have embeddings made ahead of time, each by the worker that its clicks will go to. Returns at once.
 
         An image is asked for once a minute; where too many wait already, the rest is dropped.
+
+        Args:
+            is_urgent: Somebody looks at them: they go before what is embedded ahead, also where they wait there already.
 
         Raises:
             QueueDownError: Redis does not answer.
         """
         with redis_errors_as_ours():
             queues = self._warm_queues({job.media.uri for job in jobs})
-            fresh = self._first_asked(queues)
+            fresh = self._first_asked(queues, is_urgent)
             room = {queue: _MAX_WARM - length for queue, length in self._lengths(queues.values()).items()}
             with self.redis().pipeline() as pipe:
                 pipe.multi()  # rq would, too late
-                for job in jobs:
+                for job in reversed(jobs) if is_urgent else jobs:
                     uri = job.media.uri
                     if uri not in fresh:
                         continue
                     fresh.remove(uri)
                     room[queues[uri]] -= 1
                     if room[queues[uri]] < 0:
-                        pipe.delete(warm_key(uri))  # dropped: it may be asked for again
+                        pipe.delete(warm_key(uri, is_urgent))  # dropped: it may be asked for again
                     else:
                         job_id = f"{secrets.token_hex(8)}-warm"
-                        self._put(pipe, queues[uri], WARM_IMAGE, job_id, job, limit_s=_WARM_LIMIT_S, ttl_s=_WARM_TTL_S)
+                        self._put(pipe, queues[uri], WARM_IMAGE, job_id, job, limit_s=_WARM_LIMIT_S, ttl_s=_WARM_TTL_S, at_front=is_urgent)
                 pipe.execute()
 
     def send(self, job: PendingDataset | PendingWarm, limit_s: int, *, is_urgent: bool = False, is_lost: bool = False) -> None:
@@ -122,10 +126,13 @@ class Dispatcher:
 
         Raises:
             QueueDownError: Redis does not answer.
+            OverloadedError: too many wait on its queue; it was not sent.
         """
         with redis_errors_as_ours():
             if not is_lost and self.redis().exists(job.reply_key, job.record_key):
                 return
+            if not is_lost:
+                self._check_room([job.queue], _MAX_SLOW)
             with self.redis().pipeline() as pipe:
                 pipe.multi()  # rq would, too late
                 function, ttl_s = _SLOW_JOBS[job.kind], max(DATASET_REPLY_TTL_S, limit_s)
@@ -189,11 +196,11 @@ class Dispatcher:
         names = [worker.name for worker in workers if worker.state != "loading"] or [worker.name for worker in workers]
         return {uri: private_queue("warm", choose_worker(uri, names)) if names else "warm" for uri in uris}
 
-    def _first_asked(self, uris: Iterable[str]) -> set[str]:
+    def _first_asked(self, uris: Iterable[str], is_urgent: bool) -> set[str]:
         asked = list(uris)
         with self.redis().pipeline() as pipe:
             for uri in asked:
-                pipe.set(warm_key(uri), 1, nx=True, ex=_WARM_ONCE_S)
+                pipe.set(warm_key(uri, is_urgent), 1, nx=True, ex=_WARM_ONCE_S)
             return {uri for uri, is_first in zip(asked, pipe.execute(), strict=True) if is_first}
 
     def _lengths(self, queues: Iterable[str]) -> dict[str, int]:
@@ -203,9 +210,9 @@ class Dispatcher:
                 pipe.llen(queue_key(name))
             return dict(zip(names, pipe.execute(), strict=True))
 
-    def _check_load(self, pending: Sequence[Pending]) -> None:
-        for queue, length in through_cuts(lambda: self._lengths(job.queue for job in pending)).items():
-            if length >= self._settings.max_queued:
+    def _check_room(self, queues: Iterable[str], most: int) -> None:
+        for queue, length in self._lengths(queues).items():
+            if length >= most:
                 raise OverloadedError(
                     f"{length} jobs wait on {queue} already. Try again in {_RETRY_AFTER_S:.0f} s, or start more workers.",
                     retry_after_s=_RETRY_AFTER_S,
@@ -218,15 +225,25 @@ class Dispatcher:
             for job in pending:
                 if are_newest and job.message.drawing:
                     pipe.set(drawing_key(job.message.drawing), job.job_id, ex=DRAWING_TTL_S)
-                self._put(pipe, job.queue, SEGMENT_IMAGE, job.job_id, job.message, limit_s=limit_s, ttl_s=limit_s)
+                self._put(pipe, job.queue, SEGMENT_IMAGE, job.job_id, job.message, limit_s=limit_s, ttl_s=limit_s, is_alone=job.deaths > 0)
             pipe.execute()
 
     def _put(
-        self, pipe: Any, queue: str, function: str, job_id: str, message: Any, *, limit_s: int, ttl_s: int, at_front: bool = False
+        self,
+        pipe: Any,
+        queue: str,
+        function: str,
+        job_id: str,
+        message: Any,
+        *,
+        limit_s: int,
+        ttl_s: int,
+        at_front: bool = False,
+        is_alone: bool = False,
     ) -> None:
         Queue(queue, connection=self.redis(), serializer=JSONSerializer).enqueue_call(
             function,
-            args=(pack_job(message, pipe),),
+            args=(pack_job(message, pipe, is_alone=is_alone),),
             timeout=limit_s,
             ttl=ttl_s,
             result_ttl=_RECORD_TTL_S,

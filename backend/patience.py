@@ -1,4 +1,4 @@
-"""Background work outlasts a Redis that restarts: what cannot be said to it now is said again once it is back."""
+"""Background work outlasts a Redis that restarts, and a queue that is full: what cannot be said to it now is said again later."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from backend.slow_jobs import Stopped
-from sam2_backend.errors import QueueDownError
+from sam2_backend.errors import OverloadedError, QueueDownError
 
 T = TypeVar("T")
 
@@ -28,14 +28,14 @@ def while_redis_is_away(call: Callable[[], T], stopped: threading.Event, patienc
 
     Raises:
         Stopped: the event was set.
-        QueueDownError: Redis was away for too long.
+        QueueDownError, OverloadedError: Redis was away, or its queue full, for too long.
     """
     gives_up_at = time.monotonic() + patience_s
     while True:
         called_at = time.monotonic()
         try:
             return call()
-        except QueueDownError:
+        except (QueueDownError, OverloadedError):
             now = time.monotonic()
             if now - called_at > _ANSWERED_S:
                 gives_up_at = now + patience_s

@@ -6,7 +6,7 @@ runtime here once, before it serves; nothing else is shared, and nothing happens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -39,13 +39,21 @@ class LongWork(Protocol):
 
 
 class Runtime(Protocol):
-    """What a worker serves: a loaded model and its caches. Raises errors of our tree."""
+    """What a worker serves: a loaded model and its caches. Raises errors of our tree.
+
+    Attributes:
+        prompts_together: So many prompts gain by being decoded in one call.
+    """
 
     @property
     def model_version(self) -> str: ...
     @property
     def device(self) -> str: ...
+    @property
+    def prompts_together(self) -> int: ...
+    def is_ready(self, job: ImageJob) -> bool: ...
     def segment(self, job: ImageJob) -> ImageReply: ...
+    def segment_together(self, jobs: Sequence[ImageJob]) -> Iterator[list[tuple[int, ImageReply]]]: ...
     def warm(self, job: WarmJob) -> ImageReply: ...
     def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply: ...
     def usage(self) -> Usage: ...
@@ -68,6 +76,7 @@ class Order:
 
 
 _runtime: Runtime | None = None
+_SUPERSEDED = "A newer click on this drawing replaced this one."
 
 
 def install(runtime: Runtime) -> None:
@@ -90,11 +99,24 @@ def segment_image(job: ImageJob, order: Order) -> ImageReply:
     Raises:
         SupersededError: a later call wrote its id to the drawing's key.
     """
-    if job.drawing:
-        newest = order.connection.get(drawing_key(job.drawing))
-        if isinstance(newest, bytes) and call_of(newest.decode()) != call_of(order.job_id):
-            raise SupersededError("A newer click on this drawing replaced this one.")
+    if job.drawing and _is_newer(order.connection.get(drawing_key(job.drawing)), order):
+        raise SupersededError(_SUPERSEDED)
     return _with_queue_time(_installed().segment(job), order)
+
+
+def segment_images(jobs: Sequence[ImageJob], orders: Sequence[Order]) -> Iterator[list[tuple[int, ImageReply | SupersededError]]]:
+    """Segment several images in one go; each answer, with its place, as soon as it is known. What gets none is to be asked for alone."""
+    newest = orders[0].connection.mget([drawing_key(job.drawing) for job in jobs])
+    old = [place for place, job in enumerate(jobs) if job.drawing and _is_newer(newest[place], orders[place])]
+    if old:
+        yield [(place, SupersededError(_SUPERSEDED)) for place in old]
+    places = [place for place in range(len(jobs)) if place not in old]
+    for replies in _installed().segment_together([jobs[place] for place in places]):
+        yield [(places[i], _with_queue_time(reply, orders[places[i]])) for i, reply in replies]
+
+
+def _is_newer(newest: Any, order: Order) -> bool:
+    return isinstance(newest, bytes) and call_of(newest.decode()) != call_of(order.job_id)
 
 
 def warm_image(job: WarmJob, order: Order) -> ImageReply:

@@ -1,7 +1,7 @@
 """What both ends of the queue must agree on: names, keys, how long things live, and the envelope around a message.
 
 Knows no rq and no tensor. The envelope of a job is `{"sent_at", "message"}` or, where the message is long, `{"sent_at", "blob"}` with
-the message beside the queue. The answer is `{"ok": true, "reply"}` or `{"ok": false, "code", "message", "retry_after_s"}`: our errors
+the message beside the queue; `"alone": true` says that a worker died over it. The answer is `{"ok": true, "reply"}` or `{"ok": false, "code", "message", "retry_after_s"}`: our errors
 travel as values.
 """
 
@@ -60,6 +60,7 @@ def queues_of_people(worker: str) -> list[str]:
 
 #: Kinds of queue with a private one per worker; what waits there is handed to the shared one when its worker goes.
 PRIVATE_KINDS = ("interactive", "warm")
+SHARED_QUEUES = (*PRIVATE_KINDS, PREANNOTATE)
 
 
 def queue_key(queue: str) -> str:
@@ -81,9 +82,9 @@ def drawing_key(drawing: str) -> str:
     return f"sam2:drawing:{drawing}"
 
 
-def warm_key(uri: str) -> str:
-    """Set while an image counts as asked for, so that it is asked for once."""
-    return f"sam2:warm:{digest(uri)}"
+def warm_key(uri: str, is_urgent: bool = False) -> str:
+    """Set while an image counts as asked for, so that it is asked for once; by those who look at it once more."""
+    return f"sam2:warm:{'now:' if is_urgent else ''}{digest(uri)}"
 
 
 def blob_key(name: str) -> str:
@@ -105,15 +106,25 @@ def choose_worker(uri: str, names: Sequence[str]) -> str:
     return max(names, key=lambda name: (digest(f"{uri}\0{name}"), name))
 
 
-def pack_job(message: Any, pipeline: redis.client.Pipeline) -> dict[str, Any]:
-    """The argument of a job; a long message is written beside the queue by `pipeline`."""
+def pack_job(message: Any, pipeline: redis.client.Pipeline, *, is_alone: bool = False) -> dict[str, Any]:
+    """The argument of a job; a long message is written beside the queue by `pipeline`.
+
+    Args:
+        is_alone: No other job may share what happens to it.
+    """
     wire = to_wire(message)
     text = json.dumps(wire).encode()
+    envelope: dict[str, Any] = {"sent_at": time.time()} | ({"alone": True} if is_alone else {})
     if len(text) <= MAX_ARGUMENT_BYTES:
-        return {"sent_at": time.time(), "message": wire}
+        return envelope | {"message": wire}
     name = digest(text)
     pipeline.set(blob_key(name), text, ex=BLOB_TTL_S)
-    return {"sent_at": time.time(), "blob": name}
+    return envelope | {"blob": name}
+
+
+def goes_alone(envelope: Any) -> bool:
+    """Whether a job is to be done by itself, as whoever packed it asked."""
+    return isinstance(envelope, dict) and envelope.get("alone") is True
 
 
 def unpack_job(envelope: Any, connection: redis.Redis) -> tuple[Any, float]:

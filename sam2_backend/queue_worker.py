@@ -11,20 +11,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import redis
 from rq import Queue, SimpleWorker, worker_registration
-from rq.exceptions import DequeueTimeout
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker.base import WorkerStatus as RqState
 
+from sam2_backend.click_batch import turns
 from sam2_backend.dataset_messages import DatasetReply
 from sam2_backend.errors import JobTimedOutError, Sam2BackendError, SupersededError
-from sam2_backend.jobs import Runtime
+from sam2_backend.job_source import JobSource
+from sam2_backend.jobs import Runtime, segment_images
 from sam2_backend.liveness import BEATS_UNTIL_DEAD, announce, bury, incarnation
 from sam2_backend.messages import ImageReply, WorkerStatus
 from sam2_backend.queue_format import (
@@ -37,7 +38,7 @@ from sam2_backend.queue_format import (
     reply_key,
     worker_key,
 )
-from sam2_backend.redis_connection import BLOCK_S, SOCKET_TIMEOUT_S
+from sam2_backend.redis_connection import SOCKET_TIMEOUT_S
 from sam2_backend.safe_job import SafeJob
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,15 @@ _MARGIN_S = 60
 _DEFAULT_LIMIT_S = 180
 
 
+@dataclass(frozen=True, slots=True)
+class _Unsettled:
+    """A job of which Redis could not be told what became of it; without an answer it was never begun."""
+
+    record_key: str
+    answer: bytes = b""
+    ttl_s: int = 0
+
+
 class QueueWorker(SimpleWorker):  # type: ignore[misc]
     """Serves the queues of one worker name.
 
@@ -56,13 +66,14 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         status: What is known before the model is loaded.
         connection: Used by the loop and by the heartbeat thread.
         heartbeat_s: How often `beat` will be called.
+        click_batch: Clicks taken at a time.
     """
 
     job_class = SafeJob
     #: rq widens the socket's timeout to this; ours is wide enough for our short waits.
     connection_timeout = SOCKET_TIMEOUT_S
 
-    def __init__(self, status: WorkerStatus, connection: redis.Redis, heartbeat_s: float) -> None:
+    def __init__(self, status: WorkerStatus, connection: redis.Redis, heartbeat_s: float, click_batch: int = 1) -> None:
         super().__init__(
             queues_served(status.name),
             name=incarnation(status),
@@ -73,10 +84,12 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         self.hostname, self.pid, self.ip_address = status.hostname, status.pid, "unknown"
         self.birth_date = self.last_heartbeat = now()
         self._status, self._heartbeat_s = status, heartbeat_s
-        people = queues_of_people(status.name)
-        self._people = [queue for queue in self.queues if queue.name in people]
+        self._people, self._all = queues_of_people(status.name), queues_served(status.name)
+        self._source = JobSource(connection, status.name, click_batch)
         self._runtime: Runtime | None = None
+        self._should_stop: Callable[[], bool] = lambda: False
         self._redis_is_down = False
+        self._unsettled: dict[str, _Unsettled] = {}
 
     def beat(self) -> None:
         """Write one sign of life, ours and rq's, whole: a Redis that came back empty knows this worker again.
@@ -109,7 +122,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         Where no job waits, a piece of a propagation is done, and where there is none, an image of a dataset: whoever clicks waits for
         one piece at most.
         """
-        self._runtime = runtime
+        self._runtime, self._should_stop = runtime, should_stop
         propagator, has_more = runtime.propagator, False
         self._status = replace(self._status, state="idle", model_version=runtime.model_version, device=runtime.device)
         self._redis_is_down = True  # so that the first success announces the new state at once
@@ -118,10 +131,10 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 if self._redis_is_down:
                     self.beat()
                     self._redis_is_down = False
-                found = self._next_job(self._people if has_more else self.queues, waits=not has_more)
-                if found is not None:
-                    self.execute_job(*found)
-                if found is None or found[1].name == PREANNOTATE:
+                self._settle()
+                found = self._source.take(self._people if has_more else self._all, waits=not has_more)
+                self._do(found)
+                if not found or found[0].origin == PREANNOTATE:
                     has_more = propagator.step(self.name)
                     self._status = replace(self._status, state=self._state_between_jobs())
             except redis.RedisError as error:
@@ -146,17 +159,68 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         """Do one job and push its answer.
 
         Raises:
-            redis.RedisError: Redis went away; whoever waits for the job sends it again.
+            redis.RedisError: Redis went away; what could not be said of the job is said once it is back (`_settle`).
         """
-        limit_s = max(1, int(job.timeout or _DEFAULT_LIMIT_S))
-        with self.connection.pipeline() as pipe:
-            job.prepare_for_execution(self.name, pipe)
-            pipe.expire(job.key, limit_s + _MARGIN_S)
-            self.set_state(RqState.BUSY, pipe)
-            self.set_current_job_id(job.id, pipe)
-            pipe.execute()
+        self._begin([job])
+        self._finish(job, self._answer(job))
+
+    def _do(self, jobs: list[SafeJob], *, may_stop: bool = True) -> None:
+        """Do what was taken: one job, or several clicks. A worker that is asked to stop begins no further turn of them."""
+        assert self._runtime is not None
+        groups, later = turns(jobs, self._runtime) if len(jobs) > 1 else ([jobs] if jobs else [], [])
+        if later:
+            self._source.put_back(later)
+        self._begin(_flat(groups))
+        try:
+            while groups and not (may_stop and self._should_stop()):
+                self._do_together(groups[0])
+                groups = groups[1:]
+            self._hand_back(_flat(groups))
+        except redis.RedisError:
+            for job in _flat(groups):
+                self._unsettled.setdefault(job.id, _Unsettled(job.key))
+            raise
+
+    def _do_together(self, jobs: Sequence[SafeJob]) -> None:
+        left = dict(enumerate(jobs))
+        for place, answer in self._answers_together(jobs) if len(jobs) > 1 else ():
+            self._finish(left.pop(place), answer)
+        for job in left.values():
+            self._finish(job, self._answer(job))
+
+    def _answers_together(self, jobs: Sequence[SafeJob]) -> Iterator[tuple[int, ImageReply | SupersededError]]:
+        """Answers, with the places of their jobs, as they come. Who gets none is asked alone: what goes wrong is one job's alone."""
+        clicks = [click for job in jobs if (click := job.click())]
+        answers = segment_images(clicks, [job.order() for job in jobs])
+        ends_at = time.monotonic() + min(map(_limit_s, jobs))
+        while True:
+            try:
+                with self.death_penalty_class(max(1, round(ends_at - time.monotonic())), JobTimeoutException, job_id=jobs[0].id):
+                    done = next(answers, None)
+            except Exception as error:
+                log.warning("%d clicks failed together (%s); each is done by itself", len(jobs), type(error).__name__)
+                return
+            if done is None:
+                return
+            yield from done
+
+    def _begin(self, jobs: Sequence[SafeJob]) -> None:
+        if not jobs:
+            return
+        try:
+            with self.connection.pipeline() as pipe:
+                for job in jobs:
+                    job.prepare_for_execution(self.name, pipe)
+                    pipe.expire(job.key, _limit_s(job) + _MARGIN_S)
+                self.set_state(RqState.BUSY, pipe)
+                self.set_current_job_id(jobs[0].id, pipe)
+                pipe.execute()
+        except redis.RedisError:
+            self._unsettled |= {job.id: _Unsettled(job.key) for job in jobs}
+            raise
         self._status = replace(self._status, state="busy")
-        answer = self._answer(job, limit_s)
+
+    def _finish(self, job: SafeJob, answer: ImageReply | DatasetReply | Sam2BackendError) -> None:
         failed = isinstance(answer, Sam2BackendError) and not isinstance(answer, SupersededError)
         self._status = replace(
             self._status,
@@ -166,18 +230,29 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         )
         self._push(job, answer)
 
+    def _hand_back(self, jobs: Sequence[SafeJob]) -> None:
+        """Undo `_begin`; a record that nobody wants any more ends by itself."""
+        if jobs:
+            with self.connection.pipeline() as pipe:
+                for job in jobs:
+                    pipe.hset(job.key, "status", "queued")
+                    pipe.expire(job.key, _limit_s(job))
+                pipe.execute()
+            self._source.put_back(jobs)
+
     def _let_people(self, job_key: str, record_s: int) -> None:
         """Do what people wait for, in the middle of another job, whose time limit stands still meanwhile, as does its record's end."""
         try:
-            while found := self._next_job(self._people, waits=False):
+            while found := self._source.take(self._people, waits=False):
                 with _paused_alarm():
-                    self.execute_job(*found)
+                    self._do(found, may_stop=False)
                 self.connection.expire(job_key, record_s)
                 self._status = replace(self._status, state="busy")
         except redis.RedisError as error:
             log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
 
-    def _answer(self, job: SafeJob, limit_s: int) -> ImageReply | DatasetReply | Sam2BackendError:
+    def _answer(self, job: SafeJob) -> ImageReply | DatasetReply | Sam2BackendError:
+        limit_s = _limit_s(job)
         try:
             with self.death_penalty_class(limit_s, JobTimeoutException, job_id=job.id):
                 return job.answer(lambda: self._let_people(job.key, limit_s + _MARGIN_S))
@@ -200,29 +275,35 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 return
             except redis.RedisError:
                 if not left:
+                    self._unsettled[job.id] = _Unsettled(job.key, data, ttl_s)
                     raise
                 time.sleep(_RETRY_S)
+
+    def _settle(self) -> None:
+        """Push the answers that could not be pushed, and let go of jobs that were never begun.
+
+        Their records name this worker, which lives: nobody would send them again before the records end.
+        """
+        for job_id, left in list(self._unsettled.items()):
+            with self.connection.pipeline() as pipe:
+                if left.answer:
+                    pipe.rpush(reply_key(job_id), left.answer)
+                    pipe.expire(reply_key(job_id), left.ttl_s)
+                if self.connection.hget(left.record_key, "worker_name") == self.name.encode():
+                    pipe.delete(left.record_key)
+                pipe.execute()
+            del self._unsettled[job_id]
 
     def _state_between_jobs(self) -> Literal["idle", "busy"]:
         return "busy" if self._runtime and self._runtime.propagator.is_busy else "idle"
 
-    def _next_job(self, queues: Sequence[Queue], *, waits: bool) -> tuple[SafeJob, Queue] | None:
-        try:
-            found: tuple[SafeJob, Queue] | None = Queue.dequeue_any(
-                queues, round(BLOCK_S) if waits else None, connection=self.connection, job_class=SafeJob, serializer=JSONSerializer
-            )
-            return found
-        except DequeueTimeout:
-            return None
-        except redis.RedisError:
-            raise
-        except Exception as error:
-            self._drop(str(getattr(error, "job_id", "")), error)
-            return None
 
-    def _drop(self, job_id: Any, error: Exception) -> None:
-        log.warning("job %s has an unreadable record (%s) and was dropped: sam2-backend did not write it", job_id, type(error).__name__)
-        self.connection.delete(SafeJob.redis_job_namespace_prefix + job_id)
+def _limit_s(job: SafeJob) -> int:
+    return max(1, int(job.timeout or _DEFAULT_LIMIT_S))
+
+
+def _flat(groups: Sequence[Sequence[SafeJob]]) -> list[SafeJob]:
+    return [job for group in groups for job in group]
 
 
 @contextmanager

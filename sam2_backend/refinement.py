@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain as flattened
 
 import numpy as np
 from torch import Tensor
@@ -53,6 +54,22 @@ class LogitsCache:
             self._steps.popitem(last=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OnImage:
+    """What was prompted on one image.
+
+    Attributes:
+        embedding_key: Names the embedding, and with it image and weights, in the cache.
+        size_hw: Of the upright image, which the prompts' pixels are of.
+    """
+
+    embedding: ImageEmbedding
+    embedding_key: str
+    prompts: Sequence[ImagePrompt]
+    size_hw: tuple[int, int]
+    options: MaskOptions
+
+
 def segment(
     engine: Sam2Engine,
     embedding: ImageEmbedding,
@@ -62,27 +79,36 @@ def segment(
     options: MaskOptions,
     cache: LogitsCache,
 ) -> list[Step | None]:
-    """The last step of each prompt, logits and score; None for negative points alone, whose mask is empty.
-
-    What was not made before is made in rounds, the next step of every prompt in one call: eight boxes are one decode where the device
-    gains by it.
-
-    Args:
-        embedding_key: Names the embedding, and with it image and weights, in the cache.
-        size_hw: Of the upright image, which the prompts' pixels are of.
+    """The last step of each prompt, logits and score; None for negative points alone, whose mask is empty. Arguments as in `OnImage`.
 
     Raises:
         GpuMemoryError: the device is full.
     """
-    chains = [_Chain(engine, prompt, embedding_key, size_hw, options) for prompt in prompts]
-    for chain in chains:
+    [[(_, steps)]] = segment_together(engine, [OnImage(embedding, embedding_key, prompts, size_hw, options)], cache)
+    return steps
+
+
+def segment_together(engine: Sam2Engine, asked: Sequence[OnImage], cache: LogitsCache) -> Iterator[list[tuple[int, list[Step | None]]]]:
+    """What `segment` gives for each that was asked, with their place among them, as soon as all its steps are known.
+
+    What was not made before is made in rounds, the next step of every prompt in one call: eight boxes, or the clicks of eight people, are
+    one decode where the device gains by it.
+
+    Raises:
+        GpuMemoryError: the device is full.
+    """
+    chains = {place: [_Chain(engine, prompt, on_image) for prompt in on_image.prompts] for place, on_image in enumerate(asked)}
+    for chain in flattened.from_iterable(chains.values()):
         chain.recall(cache)
-    while waiting := [chain for chain in chains if chain.todo]:
-        found = engine.decode_many([(embedding, chain.next_prompt()) for chain in waiting])
+    while chains:
+        done = [place for place, own in chains.items() if not any(chain.todo for chain in own)]
+        if done:
+            yield [(place, [chain.last for chain in chains.pop(place)]) for place in done]
+        waiting = [chain for chain in flattened.from_iterable(chains.values()) if chain.todo]
+        found = engine.decode_many([(chain.embedding, chain.next_prompt()) for chain in waiting]) if waiting else []
         for chain, candidates in zip(waiting, found, strict=True):
             # A copy: the other candidates are not kept alive by it.
             chain.advance(Step(candidates.logits[0].clone(), float(candidates.scores[0])), cache)
-    return [chain.last for chain in chains]
 
 
 class _Chain:
@@ -93,10 +119,11 @@ class _Chain:
         todo: The steps after it, as (points seen, key), the next one first.
     """
 
-    def __init__(self, engine: Sam2Engine, prompt: ImagePrompt, embedding_key: str, size_hw: tuple[int, int], options: MaskOptions) -> None:
-        self._engine, self._prompt, self._size_hw, self._options = engine, prompt, size_hw, options
+    def __init__(self, engine: Sam2Engine, prompt: ImagePrompt, on_image: OnImage) -> None:
+        self._engine, self._prompt, self._size_hw, self._options = engine, prompt, on_image.size_hw, on_image.options
+        self.embedding = on_image.embedding
         steps = self._steps()
-        self.todo = deque(zip(steps, self._keys(steps, embedding_key), strict=True))
+        self.todo = deque(zip(steps, self._keys(steps, on_image.embedding_key), strict=True))
         self.last: Step | None = None
 
     def recall(self, cache: LogitsCache) -> None:

@@ -10,6 +10,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import redis
@@ -17,11 +18,11 @@ from rq.exceptions import DeserializationError
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
 
-from sam2_backend.dataset_messages import DatasetReply
+from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.errors import JobRefusedError, QueueDownError, Sam2BackendError
 from sam2_backend.jobs import SERVED, Order
-from sam2_backend.messages import ImageReply, from_wire
-from sam2_backend.queue_format import unpack_job
+from sam2_backend.messages import ImageJob, ImageReply, WarmJob, from_wire
+from sam2_backend.queue_format import goes_alone, unpack_job
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,34 @@ _USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _QUERY = re.compile(r"(/[^\s?'\"]*)\?[^\s'\"]*")
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What a job asks for. `sent_at` in Unix seconds."""
+
+    function: Callable[[Any, Order], ImageReply | DatasetReply]
+    message: ImageJob | WarmJob | DatasetJob
+    sent_at: float
+    is_alone: bool
+
+
 class SafeJob(Job):  # type: ignore[misc]
     """A job of which little more than the function's name, its one argument and its time limit are believed."""
 
     def restore(self, raw_data: Any) -> None:
         """Read a job from Redis without what we never write: callbacks, webhooks, dependencies, repeats, retries."""
         super().restore({name: value for name, value in raw_data.items() if name in _BELIEVED})
+        self._call: _Call | None = None
+
+    def click(self) -> ImageJob | None:
+        """What to segment, where this is a click that may be done together with others; None: it is something else, or goes alone.
+
+        Whatever is wrong with it, `answer` says.
+        """
+        try:
+            call = self._read()
+        except Exception:
+            return None
+        return call.message if isinstance(call.message, ImageJob) and not call.is_alone else None
 
     def perform(self) -> Any:
         """Refused: rq's own way would import the function that the job names."""
@@ -66,7 +89,25 @@ class SafeJob(Job):  # type: ignore[misc]
             log.error("job %s failed\n%s", self.id, without_secrets(traceback.format_exc()))  # noqa: TRY400  the traceback is scrubbed
             return Sam2BackendError(f"The worker failed on this job ({type(error).__name__}). Its log tells more under job {self.id}.")
 
+    def order(self, let_others: Callable[[], None] = lambda: None) -> Order:
+        """What its function is told besides the message; the time that it waited ends here."""
+        return Order(self.id, round(max(0.0, time.time() - self._read().sent_at) * 1000, 3), self.connection, let_others)
+
     def _served(self, let_others: Callable[[], None]) -> ImageReply | DatasetReply:
+        call = self._read()
+        return call.function(call.message, self.order(let_others))
+
+    def _read(self) -> _Call:
+        """The call that it asks for; read once.
+
+        Raises:
+            JobRefusedError: it is none of ours.
+        """
+        if self._call is None:
+            self._call = self._parsed()
+        return self._call
+
+    def _parsed(self) -> _Call:
         try:
             name, instance, args, kwargs = self.func_name, self.instance, self.args, self.kwargs
         except DeserializationError as error:
@@ -75,8 +116,7 @@ class SafeJob(Job):  # type: ignore[misc]
             raise JobRefusedError(f"The queue asks for {str(name)[:80]!r}, which is not served here. It was not run.")
         function, kind = SERVED[name]
         message, sent_at = unpack_job(args[0], self.connection)
-        queue_ms = round(max(0.0, time.time() - sent_at) * 1000, 3)
-        return function(from_wire(kind, message), Order(self.id, queue_ms, self.connection, let_others))
+        return _Call(function, from_wire(kind, message), sent_at, goes_alone(args[0]))
 
 
 def without_secrets(text: str) -> str:

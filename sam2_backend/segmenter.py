@@ -6,7 +6,7 @@ A warm click costs a look-up in the media index and in the cache, then the decod
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -19,13 +19,13 @@ from sam2_backend.clock import Clock
 from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
 from sam2_backend.engine import ImageEmbedding, Sam2Engine
-from sam2_backend.errors import MediaUnreadableError
+from sam2_backend.errors import MediaUnreadableError, Sam2BackendError
 from sam2_backend.images import ImageInfo, Orientation, load_rgb, orientation_for
 from sam2_backend.jobs import LongWork, Usage
 from sam2_backend.media import MediaFile, MediaStore
 from sam2_backend.messages import CacheTier, ImageJob, ImagePrompt, ImageReply, MediaRef, ObjectMask, WarmJob
 from sam2_backend.preannotation import Preannotation
-from sam2_backend.refinement import LogitsCache, Step
+from sam2_backend.refinement import LogitsCache, OnImage, Step
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,16 @@ class _Found:
     key: str
     embedding: ImageEmbedding
     tier: CacheTier
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One of several jobs that are done together."""
+
+    place: int
+    job: ImageJob
+    found: _Found
+    clock: Clock
 
 
 class _ImageChangedError(Exception):
@@ -66,6 +76,16 @@ class Segmenter:
     def device(self) -> str:
         return str(self.engine.device)
 
+    @property
+    def prompts_together(self) -> int:
+        """So many prompts gain by being decoded in one call; 1: none does."""
+        return self.engine.prompts_per_batch
+
+    def is_ready(self, job: ImageJob) -> bool:
+        """The image's embedding is in this process: a click costs the decoder and nothing before it."""
+        key = self._indexed_key(job.media, job.size_hw)
+        return key is not None and self.embeddings.is_at_hand(key)
+
     def segment(self, job: ImageJob) -> ImageReply:
         """One mask per prompt, in the order and at the size of the job.
 
@@ -79,9 +99,26 @@ class Segmenter:
             steps = self.embeddings.with_room(
                 lambda: refinement.segment(self.engine, found.embedding, found.key, job.prompts, job.size_hw, job.options, self.logits)
             )
-        with clock.step("runs"):
-            objects = tuple(_finished(self.engine, prompt, step, job) for prompt, step in zip(job.prompts, steps, strict=True))
-        return self._reply("segment", found, clock, objects)
+        return self._segmented(job, found, steps, clock)
+
+    def segment_together(self, jobs: Sequence[ImageJob]) -> Iterator[list[tuple[int, ImageReply]]]:
+        """What `segment` answers to each, with its place among them; in rounds, each reply as soon as it is known.
+
+        A job with whose image or mask something is wrong gets no reply here: `segment` says what.
+
+        Raises:
+            GpuMemoryError: the device is too full for all of them together.
+        """
+        decoding = Clock()
+        turns = [turn for place, job in enumerate(jobs) if (turn := self._turn(place, job))]
+        on_images = [OnImage(t.found.embedding, t.found.key, t.job.prompts, t.job.size_hw, t.job.options) for t in turns]
+        rounds = refinement.segment_together(self.engine, on_images, self.logits)
+        while True:
+            with decoding.step("decode"):
+                done = next(rounds, None)
+            if done is None:
+                return
+            yield [(turns[i].place, reply) for i, steps in done if (reply := self._reply_in_turn(turns[i], steps, decoding))]
 
     def warm(self, job: WarmJob) -> ImageReply:
         """Make and keep the embedding, upright as a browser would show the image, in every tier.
@@ -106,6 +143,25 @@ class Segmenter:
             free, total = torch.cuda.mem_get_info(self.engine.device)
             used = total - free
         return Usage(stats.device_bytes, stats.host_bytes, used, total, {tier: float(count) for tier, count in stats.hits.items()})
+
+    def _turn(self, place: int, job: ImageJob) -> _Turn | None:
+        clock = Clock()
+        try:
+            return _Turn(place, job, self._embedding(job.media, job.size_hw, clock), clock)
+        except Sam2BackendError:
+            return None
+
+    def _reply_in_turn(self, turn: _Turn, steps: Sequence[Step | None], decoding: Clock) -> ImageReply | None:
+        turn.clock.spent_ms |= decoding.spent_ms
+        try:
+            return self._segmented(turn.job, turn.found, steps, turn.clock)
+        except Sam2BackendError:
+            return None
+
+    def _segmented(self, job: ImageJob, found: _Found, steps: Sequence[Step | None], clock: Clock) -> ImageReply:
+        with clock.step("runs"):
+            objects = tuple(_finished(self.engine, prompt, step, job) for prompt, step in zip(job.prompts, steps, strict=True))
+        return self._reply("segment", found, clock, objects)
 
     def _embedding(self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: Clock) -> _Found:
         with clock.step("media"):

@@ -118,8 +118,18 @@ class Settings:
     detector: str = _setting(
         "", "Grounding DINO or OWLv2 for pre-annotation by text: a folder or hub id. Needs `pip install 'sam2-label-studio[detect]'`."
     )
+    click_batch: int = _setting(
+        8,
+        "Clicks that a worker takes at a time of those that wait: images that are embedded go first, and on a GPU one decoder run answers them.",
+    )
     logits_cache_entries: int = _setting(1024, "Drawings whose last logits a worker keeps for refinement.")
     heartbeat_s: float = _setting(2.0, "How often a worker says that it lives; it counts as dead after five of these.")
+
+    warm_next_tasks: int = _setting(
+        5,
+        "Tasks after those that are worked on whose images are embedded before anyone opens them, more where people are quick; 0: none. "
+        "Needs LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.",
+    )
 
     # Propagations through videos
     propagate_wait_s: float = _setting(
@@ -205,6 +215,7 @@ class Settings:
             "web_threads",
             "predict_wait_s",
             "heartbeat_s",
+            "click_batch",
             "propagate_idle_s",
             "preannotate_in_flight",
             "preannotate_limit_s",

@@ -114,7 +114,7 @@ def run_worker(settings: Settings, build_runtime: BuildRuntime = load_runtime) -
     with suppress(redis.RedisError):
         _claim_name(connection, status, settings.heartbeat_s)
     stop = _StopSignals()
-    worker = QueueWorker(status, connection, settings.heartbeat_s)
+    worker = QueueWorker(status, connection, settings.heartbeat_s, settings.click_batch)
     heartbeat = Heartbeat(connection, settings.heartbeat_s, worker.beat)
     heartbeat.start()
     try:

@@ -2,7 +2,8 @@
 
 Run as a program; the environment holds the settings. `sleep:S` sleeps; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
 the process;
-`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. A DatasetJob obeys the ids of its boxes and lets
+`mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. An image with `ready` in its address counts as embedded; how many clicks are done
+together is listed in sam2:test:together, where a click with the wish `left out` gets no answer. A DatasetJob obeys the ids of its boxes and lets
 others go before, after each; without boxes it takes 20 ms, finds the whole image of 2 x 2 and fails with the error that the image's
 address names after `error=`. A propagation only counts, see slow_counting.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import redis
@@ -49,6 +50,18 @@ class RuntimeWithoutModel:
             name,
             VERSION,
         )
+
+    prompts_together = int(os.environ.get("PROMPTS_TOGETHER", "1"))
+
+    def is_ready(self, job: ImageJob) -> bool:
+        return "ready" in job.media.uri
+
+    def segment_together(self, jobs: Sequence[ImageJob]) -> Iterator[list[tuple[int, ImageReply]]]:
+        self._redis.rpush("sam2:test:together", len(jobs))
+        for place, job in enumerate(jobs):
+            wishes = [prompt.prompt_id for prompt in job.prompts]
+            if "left out" not in wishes:
+                yield [(place, self.segment(job))]
 
     def segment(self, job: ImageJob) -> ImageReply:
         masks = tuple(ObjectMask(prompt.prompt_id, self._obey(prompt.prompt_id), 0.5) for prompt in job.prompts)

@@ -6,20 +6,23 @@ import io
 import logging
 from dataclasses import replace
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 from PIL import Image
 
 from sam2_backend import refinement
 from sam2_backend import segmenter as segmenter_module
 from sam2_backend.embedding_cache import EmbeddingCache
 from sam2_backend.engine import Sam2Engine
-from sam2_backend.errors import GpuMemoryError, MediaUnreadableError
+from sam2_backend.errors import GpuMemoryError, MediaUnreachableError, MediaUnreadableError
 from sam2_backend.images import ImageInfo, inspect
-from sam2_backend.masks import mask_from_runs
+from sam2_backend.masks import mask_from_runs, runs_from_mask
 from sam2_backend.media import MediaFile
-from sam2_backend.messages import ImageJob, ImagePrompt, MaskOptions, MediaRef, Point, WarmJob
+from sam2_backend.messages import ImageJob, ImagePrompt, ImageReply, MaskOptions, MediaRef, Point, WarmJob
 from sam2_backend.refinement import LogitsCache, Step
 from sam2_backend.segmenter import Segmenter
 from sam2_backend.settings import Settings
@@ -63,6 +66,8 @@ class Store:
 
     def fetch(self, ref: MediaRef) -> MediaFile:
         self.fetches += 1
+        if ref.uri not in self.sources:
+            raise MediaUnreachableError("gone")
         data = self.sources[ref.uri]
         file = MediaFile(f"hash-{hash(data)}", None, data, inspect(data, 10**6))
         self.index[ref.uri] = file.image_hash, file.info
@@ -167,6 +172,102 @@ def _square() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (50, 50), "red").save(out, "PNG")
     return out.getvalue()
+
+
+GONE = "http://images.test/gone.png"
+
+
+def _prompts() -> st.SearchStrategy[ImagePrompt]:
+    x, y = st.floats(0, SIZE_HW[1]), st.floats(0, SIZE_HW[0])
+    points = st.lists(st.builds(Point, x, y, st.booleans()), max_size=4).map(tuple)
+    boxes = st.none() | st.tuples(st.floats(0, 40), st.floats(0, 25), st.floats(45, 90), st.floats(30, 60))
+    brush = np.zeros(SIZE_HW, bool)
+    brush[10:30, 20:60] = True
+    clips = st.sampled_from([(), ((10.0, 10.0), (50.0, 10.0), (50.0, 40.0), (10.0, 40.0))])
+    return st.builds(ImagePrompt, st.just("p"), points, boxes, st.sampled_from([None, runs_from_mask(brush)]), clips).filter(
+        lambda prompt: prompt.points or prompt.box_xyxy_px or prompt.mask
+    )
+
+
+def _clicks() -> st.SearchStrategy[ImageJob]:
+    uris = st.sampled_from([URI, "http://images.test/2.png", "http://images.test/3.png", GONE])
+    options = st.sampled_from([MaskOptions(), MaskOptions(multimask=False), MaskOptions(remove_sprinkles_px=3, mask_threshold=0.1)])
+    prompts = st.lists(_prompts(), min_size=1, max_size=3).map(tuple)
+    return st.builds(ImageJob, uris.map(MediaRef), st.just(SIZE_HW), prompts, options)
+
+
+def _segmenter(engine: Sam2Engine) -> Segmenter:
+    store = Store()
+    store.sources |= {f"http://images.test/{n}.png": jpeg(n) for n in (2, 3)}
+    budgets = {"device_budget_bytes": 1 << 28, "host_budget_bytes": 0, "redis_budget_bytes": 0}
+    cache = EmbeddingCache(None, engine.device, engine.dtype, **budgets)
+    return Segmenter(engine, store, cache, LogitsCache(64), "w0", 10**6, NO_LONG_WORK, preannotation=None)
+
+
+def _alone(segmenter: Segmenter, job: ImageJob) -> ImageReply | None:
+    try:
+        return segmenter.segment(job)
+    except MediaUnreachableError:
+        return None
+
+
+@given(before=st.lists(_clicks(), max_size=3), jobs=st.lists(_clicks(), min_size=1, max_size=6))
+@hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_clicks_done_together_get_the_very_bytes_that_each_gets_alone(engine, before, jobs):
+    """Several images, points, boxes, masks, refinements of what was clicked `before`, and an image that is gone."""
+    together, one_by_one = _segmenter(engine), _segmenter(engine)
+    for job in before:
+        _alone(together, job)
+    found = [answer for answers in together.segment_together(jobs) for answer in answers]
+    expected = {place: reply.masks for place, job in enumerate(jobs) if (reply := _alone(one_by_one, job))}
+    assert {place: reply.masks for place, reply in found} == expected
+    assert len(found) == len(expected)
+    for _, reply in found:
+        assert set(reply.timings_ms) == {"media", "embed", "decode", "runs"}
+
+
+def test_what_needs_fewer_steps_is_answered_before_the_rest_is_decoded(segmenter, monkeypatch):
+    decoded: list[int] = []
+    decode_many = Sam2Engine.decode_many
+
+    def counted(self, asked):
+        decoded.append(len(asked))
+        return decode_many(self, asked)
+
+    monkeypatch.setattr(Sam2Engine, "decode_many", counted)
+    points = tuple(Point(10.0 * n + 5, 20.0) for n in range(3))
+    jobs = [click(ImagePrompt("three", points)), click(ImagePrompt("none", (Point(3.0, 3.0, is_positive=False),))), click()]
+    rounds = segmenter.segment_together(jobs)
+    assert [place for place, _ in next(rounds)] == [1]
+    assert decoded == []
+    assert [place for place, _ in next(rounds)] == [2]
+    assert decoded == [2]
+    assert [place for place, _ in next(rounds)] == [0]
+    assert decoded == [2, 1, 1]
+    assert next(rounds, None) is None
+
+
+def test_true_batches_give_the_same_masks_but_for_a_few_pixels_on_their_edges(engine, monkeypatch):
+    """As on a GPU, where prompts of one shape are one decoder run."""
+    segmenter = _segmenter(engine)
+    jobs = [replace(click(), media=MediaRef(uri)) for uri in segmenter.store.sources]
+    expected = [pixels(segmenter.segment(job)) for job in jobs]
+    segmenter.logits._steps.clear()
+    monkeypatch.setattr(engine, "prompts_per_batch", 32)
+    assert segmenter.prompts_together == 32
+    [found] = [dict(answers) for answers in segmenter.segment_together(jobs)]
+    for place, [mask] in enumerate(expected):
+        assert (pixels(found[place])[0] == mask).mean() > 0.99
+
+
+def test_a_click_is_ready_while_its_embedding_is_in_the_process(segmenter, store):
+    assert not segmenter.is_ready(click())
+    segmenter.warm(WarmJob(MediaRef(URI)))
+    assert segmenter.is_ready(click())
+    assert store.fetches == 1
+    segmenter.embeddings.empty_device_tier()
+    assert not segmenter.is_ready(click())
+    assert segmenter.usage().hits["device"] == 0, "to look is not to use"
 
 
 def test_the_options_and_the_cut_of_a_prompt_are_applied_to_its_mask(segmenter):
