@@ -26,6 +26,7 @@ from backend.fast_json import dumps, loads
 from backend.journal import Journal
 from backend.journal_store import JournalStore
 from backend.late_predictions import LatePredictions
+from backend.next_tasks import WORK
 from backend.predictor import Predictor
 from backend.projects import project_name
 from backend.propagations import Propagations
@@ -109,7 +110,7 @@ class Web:
         self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
         self._predictor.preannotator.started = self.late_predictions.start
         self.pages = StatusPages(settings, dispatcher, self._predictor.projects, self.journal, store, self._readiness)
-        for teller in (self._predictor, self.pushes, self.late_predictions):
+        for teller in (self._predictor, self._predictor.ahead, self.pushes, self.late_predictions):
             teller.record = self.journal.record
 
     def admit(self) -> None:
@@ -222,11 +223,14 @@ class Web:
         self.journal.record(track_event(g.project, click.facts, timings_ms))
 
     def webhook(self) -> tuple[Response, int]:
-        """Take any event and do nothing: training is not this backend's work. Label Studio waits inside the annotator's Submit."""
-        action = _webhook_action(request.get_data(cache=False))
+        """Note where people are at work, and no more: training is not this backend's work. Label Studio waits inside the annotator's Submit."""
+        event = request.get_data(cache=False)
+        action = _webhook_action(event)
         known = action if action in KNOWN_ACTIONS else "unknown"
         self._metrics.count_webhook(known)
         logs.event(log, "webhook", {"action": action}, level=logging.DEBUG)
+        if action in WORK:
+            self._predictor.ahead.heard(event)
         return jsonify({"result": {}, "status": "ok" if known == action else "ignored"}), 201 if known == action else 200
 
 

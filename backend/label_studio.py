@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
@@ -74,6 +75,23 @@ class LabelStudio:
 
     def project(self, project_id: int) -> dict[str, Any]:
         return self._get(f"/api/projects/{project_id}")
+
+    def project_fields(self, project_id: int, *fields: str) -> dict[str, Any]:
+        """Some fields of a project: for all of them Label Studio counts its tasks, annotations and predictions."""
+        return self._get(f"/api/projects/{project_id}", {"include": ",".join(fields)})
+
+    def tabs(self, project_id: int) -> list[dict[str, Any]]:
+        """The tabs of a project's data manager with their filters, orderings and selections, of all users."""
+        return self._list("/api/dm/views", {"project": project_id})
+
+    def first_tasks(self, project_id: int, query: Mapping[str, Any], count: int) -> tuple[list[dict[str, Any]], int]:
+        """What a query of the data manager finds: the first tasks, with their data as stored, and how many there are in all.
+
+        Asked for as for a review, for only then a project that evaluates predictions automatically does not ask its backend about each of them.
+        """
+        asked = {"project": project_id, "resolve_uri": "false", "review": "true", "page": 1, "page_size": count, "query": json.dumps(query)}
+        answer = self._get("/api/tasks", asked)
+        return answer["tasks"], answer["total"]
 
     def create_project(self, title: str, label_config: str, **fields: Any) -> dict[str, Any]:
         """Make a project; `fields` are those of Label Studio's API."""

@@ -22,6 +22,7 @@ from backend.dataset_jobs import DatasetPlanner
 from backend.dispatch import Dispatcher
 from backend.events import Event, media_digest, open_event, preannotate_event
 from backend.label_config import LabelConfig, parse_label_config
+from backend.next_tasks import Ahead
 from backend.preannotator import Preannotator
 from backend.project_options import ProjectOptions, project_options
 from backend.projects import ProjectStore, judged, project_name
@@ -69,6 +70,7 @@ class Predictor:
             self._extra_params,
         )
 
+        self.ahead = Ahead(settings, dispatcher, self._media_ref)
         self.preannotator = Preannotator(settings, dispatcher, self._media_ref, self._extra_params)
 
     def predict(self, tasks: Any, label_config: Any, context: Any, project: str = "") -> list[dict[str, Any]]:
@@ -94,6 +96,8 @@ class Predictor:
         """
         started = time.perf_counter()
         _check_request(tasks, label_config, context)
+        if len(tasks) == 1:  # one that is opened or drawn on; "Retrieve predictions" sends many
+            self.ahead.seen(project, tasks[0].get("id"))
         if context is None:
             planner = self._planner(label_config, project_name(project))
             if planner:
@@ -145,6 +149,7 @@ class Predictor:
             logs.event(log, "setup", {"project": seen.name} | said, level=level)
         if seen.unusable:
             raise LabelConfigError(seen.unusable)
+        self.ahead.connected(seen.name)
         version, planner = self.model_version(), self._planner(schema, seen.name, seen.extra_params)
         return {"model_version": planner.version(version) if planner else version, "problems": list(seen.problems)}
 
@@ -160,7 +165,7 @@ class Predictor:
         try:
             config = parse_label_config(label_config)
             jobs += itertools.islice(self._warm_jobs(tasks, config, problems), MOST_WARMED_IMAGES)
-            self._dispatcher.warm(jobs)
+            self._dispatcher.warm(jobs, is_urgent=len(tasks) == 1)
         except (Sam2BackendError, RedisError) as error:
             problems.append(error if isinstance(error, Sam2BackendError) else QueueDownError(type(error).__name__))
         facts = {"project": project_name(project), "tasks": len(tasks), "images": len(jobs)}

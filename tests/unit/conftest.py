@@ -156,6 +156,7 @@ class FakeDispatcher:
     def __init__(self) -> None:
         self.jobs: list[ImageJob] = []
         self.warmed: list[WarmJob] = []
+        self.n_urgent = 0
         self.blobs: dict[str, bytes] = {}
         self.failures: dict[str, Sam2BackendError] = {}
         self.raises: Exception | None = None
@@ -193,9 +194,10 @@ class FakeDispatcher:
         timings = {"queue": 4.0, "media": 1.0, "embed": 0.0, "decode": 38.0, "runs": 1.0}
         return ImageReply(image_hash, self.model_version(), "cpu0", "device", masks, timings)
 
-    def warm(self, jobs: Sequence[WarmJob]) -> None:
+    def warm(self, jobs: Sequence[WarmJob], *, is_urgent: bool = False) -> None:
         self._look()
         self.warmed += jobs
+        self.n_urgent += len(jobs) * is_urgent
 
     def put_blob(self, data: bytes) -> MediaRef:
         self._look()
@@ -250,7 +252,9 @@ def dispatcher() -> FakeDispatcher:
 
 @pytest.fixture
 def web_settings() -> Settings:
-    return Settings(label_studio_url="http://studio.test/ls", label_studio_api_key="0123456789abcdef0123456789abcdef01234567")
+    token = "0123456789abcdef0123456789abcdef01234567"
+    # No next tasks: nothing is asked behind a test's back.
+    return Settings(label_studio_url="http://studio.test/ls", label_studio_api_key=token, warm_next_tasks=0)
 
 
 @pytest.fixture

@@ -189,7 +189,7 @@ def test_a_task_that_cannot_be_warmed_does_not_cost_the_others_their_warming(pre
 
 
 def test_an_unexpected_failure_to_warm_is_logged_not_answered(predictor, dispatcher, brush_config, caplog):
-    dispatcher.warm = lambda _jobs: 1 / 0
+    dispatcher.warm = lambda _jobs, **_: 1 / 0
     assert len(predictor.predict([{"id": 1, "data": {"image": "http://images.test/1.png"}}], brush_config, None)) == 1
     assert "ZeroDivisionError" in caplog.text
 
