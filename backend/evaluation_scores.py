@@ -123,7 +123,7 @@ class WorstCases:
 
     def would_keep(self, pair: Pair) -> bool:
         """Whether `add` would not drop it at once."""
-        if not self._count or pair.iou is None or pair.is_unchanged:
+        if not self._count or pair.iou is None or pair.iou == 1.0:
             return False
         return len(self._heap) < self._count * _WORST_KEPT or -pair.iou > self._heap[0][0]
 

@@ -11,7 +11,7 @@ from backend.evaluation_scores import Scores, measure
 
 MOST_LABELS_SHOWN = 200
 _WIDEST_LABEL = 28
-_HEADINGS = ("predicted", "annotated", "unchanged", "corrected", "added", "deleted", "IoU", "median", "boundary F", "s/region", "clicks")
+_HEADINGS = ("predicted", "annotated", "unchanged", "corrected", "added", "deleted", "mean IoU", "median IoU", "boundary F", "s/region", "clicks")
 
 
 def shown_label(label: str) -> str:
@@ -49,15 +49,15 @@ def table(evaluation: Evaluation) -> str:
 def remarks(evaluation: Evaluation) -> Iterator[str]:
     """What is to be known about the numbers, in sentences."""
     overall, n_compared = evaluation.overall, evaluation.n_compared
-    yield f"{n_compared} annotations were compared, {evaluation.n_copied} of them made from their prediction (Label Studio says so)."
+    yield f"Annotations that were compared: {n_compared}, of which {evaluation.n_copied} were made from their prediction, as Label Studio says."
     if len(evaluation.versions) > 1:
         yield f"They were compared with {len(evaluation.versions)} model versions; --model-version takes one alone."
     if evaluation.n_without_prediction:
-        yield f"{evaluation.n_without_prediction} annotations are of tasks without a prediction: they count in nothing above."
+        yield f"Annotations of tasks without a prediction, which count in nothing above: {evaluation.n_without_prediction}."
     if overall.relabelled:
-        yield f"{overall.relabelled} regions were given another label: they count as corrected, under the label that people gave."
+        yield f"Regions that were given another label: {overall.relabelled}. They count as corrected, under the label that people gave."
     yield (
-        f"Seconds: the lead time of {evaluation.n_timed} annotations, shared equally among their regions; the median."
+        f"Seconds: the median; the lead time of an annotation is shared equally among its regions. Known of {len(overall.seconds)} regions."
         if overall.seconds
         else "Seconds per region are not known: no annotation has a lead time, which Label Studio writes for those that are submitted in its editor."
     )
@@ -68,7 +68,7 @@ def remarks(evaluation: Evaluation) -> Iterator[str]:
         else "Clicks per region are not known: no region stayed as predicted or says by how many smart clicks it was made, and Label Studio keeps no other."
     )
     if evaluation.n_unreadable:
-        yield f"{evaluation.n_unreadable} regions could not be compared."
+        yield f"Regions that could not be compared: {evaluation.n_unreadable}."
 
 
 def summary(evaluation: Evaluation, project: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

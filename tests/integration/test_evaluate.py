@@ -124,7 +124,7 @@ def test_one_line_for_each_region_that_cannot_be_read_and_the_others_count(studi
     assert command.run() == 0
     said = [line for line in command.err.getvalue().splitlines() if line.startswith("task ")]
     assert [line.split(":")[0] for line in said] == ["task 1, prediction 1", "task 2, annotation 102"]
-    assert "2 regions could not be compared" in command.out.getvalue()
+    assert "Regions that could not be compared: 2" in command.out.getvalue()
     assert json.loads((tmp_path / "e.json").read_bytes())["summary"]["problems"] == said
 
 
@@ -134,7 +134,7 @@ def test_filters_limit_and_model_version_choose(studio, tmp_path):
     for asked, n_tasks in (({"limit": 4}, 4), ({"filters": ["id=2-3"]}, 2), ({"version": MODE, "limit": 1}, 1)):
         command = Command(studio, tmp_path, **asked)
         assert command.run() == 0
-        assert f"{n_tasks} annotations were compared" in command.out.getvalue()
+        assert f"Annotations that were compared: {n_tasks}" in command.out.getvalue()
 
 
 @pytest.mark.parametrize(

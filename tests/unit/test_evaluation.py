@@ -118,7 +118,7 @@ def test_lead_time_is_shared_among_the_regions_of_an_annotation():
     for lead_time in (None, 0, -3, "5", True, 1e9, float("nan")):
         _, (record,) = evaluated(task([box("a", 10, 10)], [box("a", 10, 10)], lead_time=lead_time))
         assert record["seconds"] is None, lead_time
-    assert "the lead time of 1 annotations" in table(evaluation)
+    assert "Known of 2 regions" in table(evaluation)
 
 
 def test_clicks_are_read_where_a_region_tells():
