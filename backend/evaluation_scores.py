@@ -1,4 +1,4 @@
-"""What all pairs of one label, or of a project, come to. Grows by twenty bytes a pair, so that a project of any size fits."""
+"""What all pairs of one label, or of a project, come to. Grows by sixteen bytes a pair at most, so that a project of any size fits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Scores:
         added, deleted: Annotated regions without a prediction, and the reverse.
         ious, boundary_fs: Of every pair.
         seconds: Of every annotated region whose annotation has a lead time: that time, shared equally among its regions.
-        clicks: Of every annotated region that tells.
+        clicks: Of every annotated region that was made by smart clicks and says by how many.
     """
 
     unchanged: int = 0
@@ -62,7 +62,7 @@ class Scores:
             return
         if seconds is not None:
             self.seconds.append(seconds)
-        if pair.clicks is not None:
+        if pair.clicks:
             self.clicks.append(pair.clicks)
         if pair.iou is None or pair.boundary_f is None:
             self.added += 1
@@ -76,7 +76,8 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Counts, and mean and quartiles of every measure; null where there is none."""
         counts = ("predicted", "annotated", "unchanged", "corrected", "relabelled", "added", "deleted")
-        measures = {"iou": self.ious, "boundary_f": self.boundary_fs, "seconds_per_region": self.seconds, "clicks_per_region": self.clicks}
+        measures = {"iou": self.ious, "boundary_f": self.boundary_fs, "seconds_per_region": self.seconds}
+        measures["clicks_per_clicked_region"] = self.clicks
         return {name: getattr(self, name) for name in counts} | {name: measure(values) for name, values in measures.items()}
 
 

@@ -11,7 +11,19 @@ from backend.evaluation_scores import Scores, measure
 
 MOST_LABELS_SHOWN = 200
 _WIDEST_LABEL = 28
-_HEADINGS = ("predicted", "annotated", "unchanged", "corrected", "added", "deleted", "mean IoU", "median IoU", "boundary F", "s/region", "clicks")
+_HEADINGS = (
+    "predicted",
+    "annotated",
+    "unchanged",
+    "corrected",
+    "added",
+    "deleted",
+    "mean IoU",
+    "median IoU",
+    "boundary F",
+    "s/region",
+    "clicks",
+)
 
 
 def shown_label(label: str) -> str:
@@ -62,11 +74,10 @@ def remarks(evaluation: Evaluation) -> Iterator[str]:
         else "Seconds per region are not known: no annotation has a lead time, which Label Studio writes for those that are submitted in its editor."
     )
     yield (
-        f"Clicks: the mean over {len(overall.clicks)} of {overall.annotated} regions: those that stayed as predicted took none, and masks of "
-        "smart clicks say their number. Label Studio keeps no other."
+        f"Clicks: the mean of the {len(overall.clicks)} regions made by smart clicks, which say their number. "
         if overall.clicks
-        else "Clicks per region are not known: no region stayed as predicted or says by how many smart clicks it was made, and Label Studio keeps no other."
-    )
+        else "Clicks are not known: no region was made by smart clicks. "
+    ) + f"The {overall.unchanged} that stayed as predicted took none; of the others Label Studio keeps no number."
     if evaluation.n_unreadable:
         yield f"Regions that could not be compared: {evaluation.n_unreadable}."
 

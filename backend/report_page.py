@@ -89,7 +89,7 @@ def _tiles(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield _share(overall.deleted, overall.predicted), "of predictions were deleted"
     yield _share(overall.added, overall.annotated), "of regions were added by people"
     yield _number(seconds["median"], 1, " s"), "per region (median)"
-    yield _number(clicks["mean"], 2), f"clicks per region, known of {_share(len(overall.clicks), overall.annotated)}"
+    yield _number(clicks["mean"], 2), f"clicks for each of {len(overall.clicks)} regions made by smart clicks"
 
 
 def _number(value: Any, digits: int, unit: str = "") -> str:

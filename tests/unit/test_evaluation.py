@@ -123,8 +123,10 @@ def test_lead_time_is_shared_among_the_regions_of_an_annotation():
 
 def test_clicks_are_read_where_a_region_tells():
     told = box("n", 50, 50, meta={"clicks": 3})
-    _, records = evaluated(task([box("a", 10, 10)], [box("a", 12, 10), told]))
-    assert [record["clicks"] for record in records] == [None, 3]
+    evaluation, records = evaluated(task([box("a", 10, 10), box("b", 10, 50)], [box("a", 12, 10), box("b", 10, 50), told]))
+    assert [record["clicks"] for record in records] == [None, 0, 3]
+    assert measure(evaluation.overall.clicks)["mean"] == 3
+    assert "the mean of the 1 regions made by smart clicks" in table(evaluation)
     for meta in ({"clicks": -1}, {"clicks": True}, {"clicks": "3"}, {"text": ["note"]}, None, "3", {"clicks": 10**9}):
         _, records = evaluated(task([box("p", 1, 1)], [box("n", 50, 50, meta=meta)]))
         assert records[0]["clicks"] is None, meta
@@ -253,7 +255,7 @@ def test_measures_of_nothing_are_null():
     assert measure(array("f")) == {"count": 0, "mean": None, "q1": None, "median": None, "q3": None}
 
 
-def test_a_pair_that_was_counted_leaves_twenty_bytes():
+def test_a_pair_that_was_counted_leaves_a_few_bytes():
     evaluation = Evaluation(CONFIG, Settings(), WorstCases(4))
 
     def add(numbers: range) -> int:
