@@ -161,11 +161,15 @@ class Web:
         """Stop a propagation; what was found stays, and asking again goes on from there. The status page's button comes here as well."""
         if request.headers.get("Sec-Fetch-Site") == "cross-site":
             raise RequestError("Another site's page asked for this. Use the button of the status page.")
-        if not _SESSION.fullmatch(session) or (state := self._propagations.state(session)) is None:
+        is_button = request.mimetype == _FORM
+        state = self._propagations.state(session) if _SESSION.fullmatch(session) else None
+        if state is None and is_button:  # it went while the page was looked at
+            return Response(status=303, headers={"Location": "../../"})
+        if state is None:
             raise NotFoundError("There is no such propagation, or none any more. GET /propagations lists them.")
         self._propagations.cancel(session)
         logs.event(log, "cancel", {"session": session[:8], "title": state.title})
-        if request.mimetype == _FORM:
+        if is_button:
             return Response(status=303, headers={"Location": "../../"})
         return jsonify({"session": session, "phase": "cancelled" if state.phase in {"waiting", "running"} else state.phase})
 

@@ -167,7 +167,7 @@ class Dispatcher:
         """
         private = [private_queue(kind, worker.name) for worker in self.workers() for kind in PRIVATE_KINDS]
         with redis_errors_as_ours():
-            return self._lengths([*PRIVATE_KINDS, *private])
+            return self._lengths([*PRIVATE_KINDS, PREANNOTATE, *private])
 
     def model_version(self) -> str:
         """What the live workers serve, else what was served last, else "sam2-backend". Never fails."""

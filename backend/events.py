@@ -23,6 +23,7 @@ Kind = Literal["click", "track", "open", "preannotate", "push", "dataset", "note
 Outcome = Literal["answered", "nothing", "superseded", "waiting", "prepared", "ahead", "late", "stored", "had", "failed", "noted"]
 
 TIERS: tuple[str, ...] = get_args(CacheTier)
+_PLACES = {"device": "the device", "host": "host memory", "redis": "Redis", "bucket": "the bucket"}
 _LONGEST_WORDS = 400
 _LONGEST_NAME = 200
 
@@ -187,7 +188,7 @@ def _only_id(tasks: Sequence[Mapping[str, Any]]) -> str:
 def _embedding_words(tiers: Sequence[str]) -> str:
     if "none" in tiers:
         return "the image was not ready and had to be embedded first"
-    return "image ready, from " + " and ".join(dict.fromkeys(tiers))
+    return "image ready, from " + " and ".join(_PLACES.get(tier, tier) for tier in dict.fromkeys(tiers))
 
 
 def _many(count: int, noun: str) -> str:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from backend.tallies import Times
 
 WIDTH, HEIGHT = 360, 150
-_LEFT, _RIGHT, _TOP = 38, 354, 8
+_LEFT, _RIGHT, _TOP = 44, 354, 8
 _BOTTOM, _FLOOR = 104, 132
 """Lowest line of the times; where the bars of counts stand."""
 _LINES = (("p50", "p50_ms"), ("p95", "p95_ms"), ("p99", "p99_ms"))

@@ -23,6 +23,8 @@ from sam2_backend.errors import Sam2BackendError
 from sam2_backend.messages import WorkerStatus
 
 FLUSH_S = 0.5
+EMBEDDINGS_BYTES = "sam2:emb:bytes"
+"""Written by the workers' `embedding_redis`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +155,22 @@ def waiting(state: Readiness) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class RedisMemory:
-    """Bytes that Redis holds; `limit_bytes` 0: it has no limit of its own."""
+    """Bytes that Redis holds.
+
+    Attributes:
+        limit_bytes: 0: it has no limit of its own.
+        embeddings_bytes: Of the embeddings among it.
+    """
 
     used_bytes: int
     limit_bytes: int
+    embeddings_bytes: int
 
 
 def redis_memory(client: Any) -> RedisMemory | None:
     """How full Redis is; None: it does not tell."""
     try:
         info = client.info("memory")
-        return RedisMemory(int(info["used_memory"]), int(info.get("maxmemory") or 0))
+        return RedisMemory(int(info["used_memory"]), int(info.get("maxmemory") or 0), int(client.get(EMBEDDINGS_BYTES) or 0))
     except (RedisError, OSError, KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
 
+from markupsafe import Markup, escape
+
 from sam2_backend.settings import MIB
+
+_BACKTICKED = re.compile(r"`([^`]+)`")
 
 
 def bytes_text(count: float) -> str:
     """Bytes for people."""
     return f"{count / MIB:.0f} MiB" if count < 1024 * MIB else f"{count / (1024 * MIB):.1f} GiB"
+
+
+def with_code(text: str) -> Markup:
+    """A sentence whose `commands` are set as code; everything else is escaped."""
+    return Markup(_BACKTICKED.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  escaped before
 
 
 def percent_text(share: float | None) -> str:

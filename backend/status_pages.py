@@ -36,8 +36,8 @@ _TEMPLATES = Path(__file__).with_name("templates")
 _STYLESHEET = (_TEMPLATES / "status.css").read_text()
 _STYLE_DIGEST = hashlib.blake2b(_STYLESHEET.encode(), digest_size=6).hexdigest()
 _LONGEST_TASK = 40
-_STEP_OF_DAY = 2
-"""Quarters of an hour in one step of the day's picture."""
+_STEP_OF_HOUR = _STEP_OF_DAY = 2
+"""Minutes, and quarters of an hour, in one step of a picture."""
 
 
 class StatusPages:
@@ -68,6 +68,7 @@ class StatusPages:
             "utc": page_words.utc_text,
             "iso": page_words.iso_text,
             "count": page_words.count_text,
+            "code": page_words.with_code,
             "who": advice.who,
             "meanwhile": advice.meanwhile,
             "in_tier_order": in_tier_order,
@@ -120,16 +121,16 @@ class StatusPages:
         name, known = self._named(project, state)
         events, is_shared = self._of(state, lambda: self._store.of_project(name), lambda event: event.project == name)
         days, n_embedded = self._history(state, name, now)
-        if not known and not events:
+        whole, is_unknown = merged(days), not known and not events
+        if is_unknown and not _wants_html():
             raise NotFoundError(f"Nothing is known of project {project}. The status page lists the projects that are.")
-        whole = merged(days)
         if not _wants_html():
             facts = {"project": name, "images_embedded": n_embedded, "last_days": tally_json(whole)}
             return jsonify(facts | {"events": [_event_json(event) for event in events]})
         dated = [(now - DAY_S * (DAYS - 1 - index), tally) for index, tally in enumerate(days)]
         groups = advice.grouped([event for event in events if event.is_error])
         return _page(
-            "project.html", root="../", title=name.split(".", 1)[0], known=known, state=state, now=now, events=events, is_shared=is_shared,
+            "project.html", 404 if is_unknown else 200, root="../", title=name.split(".", 1)[0], known=known, state=state, now=now, events=events, is_shared=is_shared,
             days=[(at, tally) for at, tally in reversed(dated) if tally.outcomes], whole=whole, n_embedded=n_embedded, groups=groups,
         )  # fmt: skip
 
@@ -188,9 +189,9 @@ def _wants_html() -> bool:
     return request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
 
 
-def _page(template: str, **facts: Any) -> Response:
+def _page(template: str, status: int = 200, **facts: Any) -> Response:
     watch_s = WATCH_S if "watch" in request.args else 0
-    response = Response(render_template(template, watch_s=watch_s, **facts), mimetype="text/html")
+    response = Response(render_template(template, watch_s=watch_s, **facts), status, mimetype="text/html")
     response.headers["Content-Security-Policy"] = PAGE_POLICY
     response.headers["Referrer-Policy"] = "no-referrer"
     response.headers["Cache-Control"] = "no-store"
@@ -199,11 +200,11 @@ def _page(template: str, **facts: Any) -> Response:
 
 def _plots(seen: Seen) -> list[tuple[Series, Any, list[tuple[str, Times]]]]:
     """The last hour and the last day: the picture, and its numbers in a few rows."""
-    minutes = [tally.clicks for tally in seen.minutes]
+    pairs = gathered([tally.clicks for tally in seen.minutes], _STEP_OF_HOUR)
     halves = gathered([tally.clicks for tally in seen.quarters], _STEP_OF_DAY)
-    hour = Series("Last hour, by minute", minutes, [(0, "60 min ago"), (29, "30"), (59, "now")])
-    day = Series("Last day, by half-hour", halves, [(0, "24 h ago"), (23, "12"), (47, "now")])
-    ten = [(f"{60 - 10 * index} to {50 - 10 * index} min ago", times) for index, times in enumerate(gathered(minutes, 10))]
+    hour = Series("Last hour, in steps of 2 minutes", pairs, [(0, "60 min ago"), (14.5, "30"), (29, "now")])
+    day = Series("Last day, in steps of 30 minutes", halves, [(0, "24 h ago"), (23.5, "12"), (47, "now")])
+    ten = [(f"{60 - 10 * index} to {50 - 10 * index} min ago", times) for index, times in enumerate(gathered(pairs, 5))]
     three = [(f"{24 - 3 * index} to {21 - 3 * index} h ago", times) for index, times in enumerate(gathered(halves, 6))]
     return [(hour, plot(hour), ten), (day, plot(day), three)]
 

@@ -292,7 +292,7 @@ def test_what_the_status_page_asks_for_is_true_and_quick(dispatcher, workers):
     dispatcher.segment([job(), job("fail:x")], 20)
     [status] = until(lambda: (seen := dispatcher.workers()) and seen[0].jobs_done == 2 and seen)
     assert (status.name, status.pid, status.jobs_failed, status.hits) == ("w0", worker.pid, 1, {"device": 3.0})
-    assert dispatcher.queue_lengths() == {"interactive": 0, "warm": 0, "interactive@w0": 0, "warm@w0": 0}
+    assert dispatcher.queue_lengths() == {"interactive": 0, "warm": 0, "preannotate": 0, "interactive@w0": 0, "warm@w0": 0}
     assert dispatcher.model_version() == "no-model@1"
     start = time.monotonic()
     for _ in range(50):

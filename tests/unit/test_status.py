@@ -94,7 +94,7 @@ def test_the_page_shows_workers_queues_projects_and_the_last_requests(client, di
         "Redis 300 MiB of 2.0 GiB",
         "Project 3 . Its labeling config works.",
         "Answered Task 17 project 3",
-        "1 point → 1 region, score 0.90 (image ready, from device).",
+        "1 point → 1 region, score 0.90 (image ready, from the device).",
         "1 × media_refused",
         "images.test is private.",
         "Whoever runs this backend can put it right. Tasks: 17",
@@ -165,7 +165,7 @@ def test_a_project_shows_what_was_done_in_it(client, dispatcher, brush_config, p
         "Its labeling config works.",
         "Images embedded 1",
         "Clicks answered 1",
-        "Image ready at the first click 100 % of 1",
+        "Ready at the first click 100 % of 1 images",
         "Failed requests 1",
         "1 × media_refused",
         "The task was opened",
@@ -174,9 +174,8 @@ def test_a_project_shows_what_was_done_in_it(client, dispatcher, brush_config, p
 
 
 def test_a_project_that_was_never_heard_of_is_said_so(client):
-    answer = client.get("/projects/99", headers=BROWSER)
-    assert answer.status_code == 404
-    assert "project 99" in answer.json["error"]["message"]
+    assert "Project 99 Not connected, as far as is known" in read(client, "/projects/99", 404)
+    assert "project 99" in client.get("/projects/99").json["error"]["message"]
 
 
 def test_scripts_get_the_same_as_json(client, predict_body):
