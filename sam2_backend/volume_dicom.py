@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,9 +19,26 @@ from sam2_backend.volume_window import Values, Window
 
 KIND = "a DICOM file"
 PREAMBLE_BYTES, MARK = 128, b"DICM"
+MOST_READS, READS_OF_A_FILE, HEADER_BYTES = 200_000, 2_000, 32 << 20
+"""What parsing the headers of one volume may cost: a read is an element or an item, and some ten microseconds."""
+LARGE_ELEMENT_BYTES = READ_BYTES = 1 << 20
+"""Larger elements are passed over: none of those that are asked for is."""
+ELEMENTS = (
+    "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames",
+    "SamplesPerPixel", "PhotometricInterpretation", "WindowCenter", "WindowWidth", "RescaleSlope", "RescaleIntercept", "RescaleType",
+)  # fmt: skip
 
 Opener: TypeAlias = Callable[[], BinaryIO]
 """Opens one file of a series anew; whoever calls it closes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One file of a series, its pixels not read."""
+
+    open_file: Opener
+    header: Any
+    n_frames: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +69,15 @@ class DicomSlices:
 
     def _open(self, openers: Sequence[Opener], limits: VolumeLimits) -> None:
         with volume_errors(self._name, KIND):
-            headers = [_header(opener) for opener in openers]
+            budget = _Budget(self._name, MOST_READS + READS_OF_A_FILE * len(openers))
+            files = [_described(opener, budget) for opener in openers]
+            headers = [file.header for file in files]
             self._check_alike(headers)
             first = headers[0]
             self.size_hw = int(first.Rows), int(first.Columns)
-            slices = [s for opener, header in zip(openers, headers, strict=True) for s in _slices_of(opener, header)]
-            self.n_slices = len(slices)
+            self.n_slices = sum(file.n_frames for file in files)
             limits.check(self._name, self.size_hw, self.n_slices)
-            self._slices = sorted(slices, key=lambda one: one.order)
+            self._slices = sorted((one for file in files for one in _slices_of(file)), key=lambda one: one.order)
             self.is_inverted = first.get("PhotometricInterpretation") == "MONOCHROME1"
             self.is_shades = int(first.get("SamplesPerPixel", 1)) == 3
             self.window = _window(headers, is_inverted=self.is_inverted)
@@ -69,7 +87,7 @@ class DicomSlices:
 
         one = self._slices[position]
         with volume_errors(self._name, KIND), one.open_file() as file:
-            header = _header(lambda: file, closes=False)
+            header = _header(file, _Budget(self._name, MOST_READS + READS_OF_A_FILE))
             file.seek(0)
             try:
                 values = pixels.pixel_array(file, index=one.frame)
@@ -132,7 +150,7 @@ def _openers_in(archive: zipfile.ZipFile, name: str, limits: VolumeLimits) -> li
         raise VideoTooLargeError(
             f"{name} has too many files, or unpacks to more than {limits.max_bytes} bytes. Raise SAM2_VIDEO_MAX_BYTES."
         )
-    openers = [_member_opener(archive, member) for member in members if _is_dicom(archive, member)]
+    openers = [_member_opener(archive, member, limits) for member in members if _is_dicom(archive, member)]
     if not openers:
         raise VideoUnreadableError(f"{name} is a zip file without DICOM files in it. Zip the files of one series.")
     return openers
@@ -143,25 +161,69 @@ def _is_dicom(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
         return file.read(PREAMBLE_BYTES + len(MARK))[PREAMBLE_BYTES:] == MARK
 
 
-def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Opener:
-    return lambda: io.BytesIO(archive.read(member))  # within the sum that was checked; zipfile holds members to their told size
+def _member_opener(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limits: VolumeLimits) -> Opener:
+    def open_member() -> BinaryIO:
+        file = limits.scratch_file()
+        try:
+            with archive.open(member) as packed:  # which holds it to the size that was checked
+                shutil.copyfileobj(packed, file, READ_BYTES)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    return open_member
 
 
-def _header(open_file: Opener, *, closes: bool = True) -> Any:
+@dataclass(slots=True)
+class _Budget:
+    """What may still be spent on parsing the headers of a volume."""
+
+    name: str
+    n_reads: int
+    n_bytes: int = HEADER_BYTES
+
+    def spend(self, n_bytes: int) -> None:
+        self.n_reads, self.n_bytes = self.n_reads - 1, self.n_bytes - n_bytes
+        if min(self.n_reads, self.n_bytes) < 0:
+            raise VideoTooLargeError(f"{self.name} has a DICOM header without end. Export it again, without private elements.")
+
+
+class _HeaderFile:
+    """A file for a parser that believes every length in it: within a budget, and never all that is left at once."""
+
+    def __init__(self, file: BinaryIO, budget: _Budget) -> None:
+        self._file, self._budget = file, budget
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        if n_bytes < 0:  # to unpack a file that is compressed as a whole, however much that gives
+            raise VideoUnreadableError(f"{self._budget.name} is DICOM that is compressed as a whole (deflated). Export it uncompressed.")
+        data = self._file.read(min(n_bytes, self._budget.n_bytes + 1))
+        self._budget.spend(len(data))
+        return data
+
+
+def _header(file: BinaryIO, budget: _Budget) -> Any:
     from pydicom import dcmread
 
-    file = open_file()
-    try:
-        file.seek(0)
-        return dcmread(file, stop_before_pixels=True)
-    finally:
-        if closes:
-            file.close()
+    file.seek(0)
+    bounded = cast("BinaryIO", _HeaderFile(file, budget))
+    return dcmread(bounded, defer_size=LARGE_ELEMENT_BYTES, stop_before_pixels=True, specific_tags=list(ELEMENTS))
 
 
-def _slices_of(open_file: Opener, header: Any) -> list[_Slice]:
+def _described(open_file: Opener, budget: _Budget) -> _File:
+    with open_file() as file:
+        header, n_bytes = _header(file, budget), file.seek(0, os.SEEK_END)
     n_frames = int(header.get("NumberOfFrames") or 1)
-    return [_Slice(open_file, frame, (*_place(header), frame)) for frame in range(n_frames)]
+    if not 0 < n_frames <= n_bytes:
+        raise VideoUnreadableError(f"{budget.name} says that it has {n_frames} frames, in {n_bytes} bytes. Export it again.")
+    return _File(open_file, header, n_frames)
+
+
+def _slices_of(file: _File) -> list[_Slice]:
+    place = _place(file.header)
+    return [_Slice(file.open_file, frame, (*place, frame)) for frame in range(file.n_frames)]
 
 
 def _place(header: Any) -> tuple[float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import tempfile
 import zlib
 from typing import BinaryIO, cast
 
@@ -21,7 +20,7 @@ N_AXES = 3
 
 
 class NiftiSlices:
-    """See `volume_slices.Slices`. A compressed file is unpacked to an unnamed file on disk first.
+    """See `volume_slices.Slices`. A compressed file is unpacked to an unnamed file first.
 
     Raises:
         VideoError: it is damaged, too large, or not of three dimensions of plain numbers.
@@ -33,7 +32,7 @@ class NiftiSlices:
 
     def __init__(self, held: HeldFile, limits: VolumeLimits) -> None:
         self._name = held.name
-        self._file = _unpacked(held, limits.max_bytes)
+        self._file = _unpacked(held, limits)
         try:
             with volume_errors(held.name, KIND):
                 self._open(limits)
@@ -83,20 +82,23 @@ def _header_bytes(file: BinaryIO) -> int:
     return min(int.from_bytes(head, "little"), int.from_bytes(head, "big"))
 
 
-def _unpacked(held: HeldFile, max_bytes: int) -> BinaryIO:
+def _unpacked(held: HeldFile, limits: VolumeLimits) -> BinaryIO:
     held.file.seek(0)
     if held.file.read(2) != b"\x1f\x8b":
         return cast("BinaryIO", os.fdopen(os.dup(held.file.fileno()), "rb"))
     held.file.seek(0)
-    unpacked = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115  handed to the caller
-    try:
-        _unpack(held, unpacked, max_bytes)
-    except BaseException as error:
-        unpacked.close()
-        if isinstance(error, zlib.error | EOFError | OSError):
-            raise VideoUnreadableError(f"{held.name} is a compressed volume that is damaged or truncated. Upload the file again.") from None
-        raise
-    return unpacked
+    with volume_errors(held.name, KIND):
+        unpacked = limits.scratch_file()
+        try:
+            _unpack(held, unpacked, limits.max_bytes)
+        except BaseException as error:
+            unpacked.close()
+            if isinstance(error, zlib.error | EOFError | gzip.BadGzipFile):
+                raise VideoUnreadableError(
+                    f"{held.name} is a compressed volume that is damaged or truncated. Upload the file again."
+                ) from None
+            raise
+        return unpacked
 
 
 def _unpack(held: HeldFile, unpacked: BinaryIO, max_bytes: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol, cast
 
-from sam2_backend.errors import MediaError, VideoTooLargeError, VideoUnreadableError, VolumeSupportError
+from sam2_backend.errors import MediaError, MediaUnreachableError, VideoTooLargeError, VideoUnreadableError, VolumeSupportError
 from sam2_backend.settings import Settings
 from sam2_backend.volume_window import Values, Window
 
@@ -36,17 +39,26 @@ class Slices(Protocol):
         """Let go of the files."""
 
 
+SPOOL_BYTES = 16 << 20
+_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
+
+
 @dataclass(frozen=True, slots=True)
 class VolumeLimits:
-    """The settings that bound a volume."""
+    """The settings that bound a volume.
+
+    Attributes:
+        scratch: Folder for what a volume unpacks to.
+    """
 
     max_bytes: int
     max_pixels: int
     max_slices: int
+    scratch: Path
 
     @classmethod
     def of(cls, settings: Settings) -> VolumeLimits:
-        return cls(settings.video_max_bytes, settings.video_max_pixels, settings.video_max_frames)
+        return cls(settings.video_max_bytes, settings.video_max_pixels, settings.video_max_frames, settings.data_dir)
 
     def check(self, name: str, size_hw: tuple[int, int], n_slices: int) -> None:
         """Look at a volume's size before anything of it is decoded.
@@ -64,6 +76,15 @@ class VolumeLimits:
             )
         if n_slices > self.max_slices:
             raise VideoTooLargeError(f"{name} has {n_slices} slices; at most {self.max_slices} are taken. Raise SAM2_VIDEO_MAX_FRAMES.")
+
+    def scratch_file(self) -> BinaryIO:
+        """A new file without a name, in memory as long as it is small.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cast("BinaryIO", tempfile.SpooledTemporaryFile(SPOOL_BYTES, dir=str(self.scratch)))
 
 
 @contextmanager
@@ -83,7 +104,9 @@ def volume_errors(name: str, kind: str) -> Iterator[None]:
         ) from None
     except MemoryError:
         raise VideoTooLargeError(f"{name} does not fit into this machine's memory. Use a smaller volume.") from None
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL_DISK:
+            raise MediaUnreachableError(f"{name} cannot be unpacked below SAM2_DATA_DIR ({error.strerror}). Free some disk.") from None
         raise VideoUnreadableError(
             f"{name} is {kind} that is damaged, truncated or of a variety that is not read here. Export it again."
         ) from None

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from sam2_backend.errors import VideoUnreadableError
+from sam2_backend.errors import VideoTooLargeError, VideoUnreadableError
 from sam2_backend.media_files import HeldFile
+from sam2_backend.tiff_bounds import bound_decoders, count_pages
 from sam2_backend.volume_slices import VolumeLimits, volume_errors
 from sam2_backend.volume_window import Values, Window
 
@@ -51,8 +52,10 @@ class TiffSlices:
     def _open(self, limits: VolumeLimits) -> None:
         import tifffile
 
+        bound_decoders(tifffile.TIFF.DECOMPRESSORS)
+        n_pages = count_pages(self._file, limits.max_slices, self._name)
         self._file.seek(0)
-        self._tiff = tifffile.TiffFile(self._file, name="stack")
+        self._tiff, self._max_pixels = tifffile.TiffFile(self._file, name="stack"), limits.max_pixels
         first = self._tiff.pages.first
         self.size_hw = int(first.imagelength), int(first.imagewidth)
         self._dtype, self._n_samples = np.dtype(first.dtype), int(first.samplesperpixel)
@@ -61,15 +64,16 @@ class TiffSlices:
             raise VideoUnreadableError(f"{self._name} has pages that are neither grey nor RGB. Split its channels into files.")
         # ImageJ writes large stacks as one page with the others behind it.
         n_told = int((self._tiff.imagej_metadata or {}).get("images", 1))
-        self._is_one_block = len(self._tiff.pages) == 1 and n_told > 1
-        limits.check(self._name, self.size_hw, n_told if self._is_one_block else 1)
-        self.n_slices = n_told if self._is_one_block else len(self._tiff.pages)
+        self._is_one_block = n_pages == 1 and n_told > 1
+        self.n_slices = n_told if self._is_one_block else n_pages
         limits.check(self._name, self.size_hw, self.n_slices)
 
     def _page(self, position: int) -> Values:
         page: Any = self._tiff.pages[position]
         if (page.imagelength, page.imagewidth) != self.size_hw or page.dtype != self._dtype or page.samplesperpixel != self._n_samples:
             raise VideoUnreadableError(f"{self._name} changes its size or depth at page {position + 1}. Use pages of one kind.")
+        if page.imagedepth != 1 or (page.is_tiled and page.tilewidth * page.tilelength * page.tiledepth > self._max_pixels):
+            raise VideoTooLargeError(f"{self._name} has pages of tiles or depths beyond SAM2_VIDEO_MAX_PIXELS ({self._max_pixels}).")
         return np.asarray(page.asarray())
 
     def _contiguous(self, position: int) -> Values:
