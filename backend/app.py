@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import threading
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from flask import Flask, Response, g, jsonify, request
 from jinja2 import StrictUndefined
 
 from backend import logs, metrics
+from backend.admission import Admission
 from backend.answers import error_response, known_error
 from backend.auth import CHALLENGE, Guard
 from backend.clicks import STAGES, Click, task_name
@@ -53,8 +53,6 @@ KNOWN_ACTIONS = frozenset(
 _ACTION_FIRST = re.compile(rb'\s*\{\s*"action"\s*:\s*"([A-Z_]{1,40})"\s*[,}]')
 _SESSION = re.compile(r"[0-9a-f]{32}")
 _FORM = "application/x-www-form-urlencoded"
-_THREADS_KEPT_FREE = 4
-"""Threads that no waiting click may take, so that /health and /webhook answer in milliseconds."""
 
 
 def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propagations: PropagationsLike | None = None) -> Flask:
@@ -67,6 +65,7 @@ def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propaga
     web = Web(settings, dispatcher, propagations or Propagations(settings, dispatcher))
     app.extensions["pushes"], app.extensions["late_predictions"] = web.pushes, web.late_predictions
     app.before_request(web.admit)
+    app.teardown_request(web.dismiss)
     app.after_request(web.count)
     app.register_error_handler(Exception, web.fail)
     web.pages.install(app)
@@ -105,7 +104,7 @@ class Web:
         self._scrub = logs.scrubber(settings)
         store = JournalStore(dispatcher.redis)
         self.journal = Journal(store, self._scrub)
-        self._waiting = threading.BoundedSemaphore(max(1, settings.web_threads - _THREADS_KEPT_FREE))
+        self._admission = Admission(settings.web_threads)
         self.pushes = self._predictor.tracks.pushes
         self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
         self._predictor.preannotator.started = self.late_predictions.start
@@ -116,6 +115,13 @@ class Web:
     def admit(self) -> None:
         g.started = time.perf_counter()
         self._guard.check(request)
+        if request.endpoint != "health":
+            self._admission.enter()
+            g.is_admitted = True
+
+    def dismiss(self, _error: BaseException | None) -> None:
+        if g.pop("is_admitted", False):
+            self._admission.leave()
 
     def count(self, response: Response) -> Response:
         self._metrics.count_request(request.endpoint or "unknown", response.status_code)
@@ -202,17 +208,12 @@ class Web:
     def _click(self, body: dict[str, Any], context: Any) -> Click:
         """Answer; whoever waits holds one of the threads that may."""
         arguments = body.get("tasks"), body.get("label_config"), context, str(body.get("project") or "")
-        is_free = self._waiting.acquire(blocking=False)
-        if context is None and not is_free:
-            return self._predictor.click(*arguments, may_wait=False)
-        if not is_free:
-            raise OverloadedError(
-                "Every thread of the web tier waits for a mask already. Try again; if it lasts, start more workers.", retry_after_s=2
-            )
-        try:
-            return self._predictor.click(*arguments)
-        finally:
-            self._waiting.release()
+        with self._admission.waiting() as is_free:
+            if context is not None and not is_free:
+                raise OverloadedError(
+                    "Every thread of the web tier waits for a mask already. Try again; if it lasts, start more workers.", retry_after_s=2
+                )
+            return self._predictor.click(*arguments, may_wait=is_free)
 
     def _tell(self, click: Click, timings_ms: dict[str, float]) -> None:
         spent = {f"{'rle' if stage == 'regions' else stage}_ms": round(timings_ms[stage], 1) for stage in STAGES}

@@ -132,7 +132,8 @@ def _web(settings: Settings, _options: argparse.Namespace) -> int:
         sys.executable,
         [
             *(sys.executable, "-m", "gunicorn", "backend.app:from_environ()", "--bind", f"{settings.host}:{settings.port}"),
-            *("--workers", "1", "--worker-class", "gthread", "--threads", str(settings.web_threads), "--no-control-socket"),
+            *("--config", "python:backend.web_server", "--workers", "1", "--no-control-socket"),
+            *("--worker-class", "gthread", "--threads", str(settings.web_threads)),
             *("--graceful-timeout", str(int(settings.predict_wait_s) + 5), "--timeout", "0", "--log-level", "warning"),
         ],
     )

@@ -20,11 +20,13 @@ class Sam2BackendError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     mender: ClassVar[Mender] = "operator"
+    usual_retry_after_s: ClassVar[float | None] = None
+    """When asking again may help, unless whoever raises it knows better."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = self.usual_retry_after_s if retry_after_s is None else retry_after_s
 
 
 class RequestError(Sam2BackendError):
@@ -169,12 +171,14 @@ class QueueDownError(QueueError):
     """Redis does not answer."""
 
     code = "queue_down"
+    usual_retry_after_s = 5.0
 
 
 class NoWorkerError(QueueError):
     """No live worker serves the queue."""
 
     code = "no_worker"
+    usual_retry_after_s = 5.0
 
 
 class JobTimedOutError(QueueError):
@@ -188,6 +192,7 @@ class OverloadedError(QueueError):
     """More jobs wait than the settings allow."""
 
     code = "overloaded"
+    usual_retry_after_s = 5.0
     status = HTTPStatus.TOO_MANY_REQUESTS
 
 
@@ -229,6 +234,7 @@ class GpuMemoryError(ModelError):
     """The device is full, also after its cache tier was emptied."""
 
     code = "gpu_out_of_memory"
+    usual_retry_after_s = 5.0
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 

@@ -1,6 +1,7 @@
 """A real worker process with a runtime that has no model: what a job does is written in its prompts' ids.
 
-Run as a program; the environment holds the settings. `sleep:S` sleeps; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
+Run as a program; the environment holds the settings. `sleep:S` sleeps; `wait` waits for something on the list
+sam2:test:go; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
 the process;
 `mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. An image with `ready` in its address counts as embedded; how many clicks are done
 together is listed in sam2:test:together, where a click with the wish `left out` gets no answer. A DatasetJob obeys the ids of its boxes and lets
@@ -94,6 +95,10 @@ class RuntimeWithoutModel:
         if verb == "sleep":
             self._redis.rpush("sam2:test:started", self._name)
             time.sleep(float(value))
+        elif verb == "wait":
+            self._redis.rpush("sam2:test:started", self._name)
+            while not self._redis.lpop("sam2:test:go"):
+                time.sleep(0.02)
         elif verb == "fail":
             raise ValueError(value)
         elif verb == "error":
