@@ -46,5 +46,5 @@ def _http_error(error: HTTPException, max_request_bytes: int) -> RequestError:
     if isinstance(error, MethodNotAllowed):
         return RequestError(f"This endpoint takes {', '.join(sorted(error.valid_methods or ()))} only.")
     if isinstance(error, RequestEntityTooLarge):
-        return RequestError(f"The request is larger than {max_request_bytes} bytes. Raise SAM2_MAX_REQUEST_BYTES.")
+        return RequestError(f"The request is larger than {max_request_bytes} bytes (SAM2_MAX_REQUEST_BYTES), or a webhook above 64 MiB.")
     return RequestError("The request could not be read to its end, or its headers are malformed. Send it again.")

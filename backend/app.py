@@ -18,7 +18,7 @@ from jinja2 import StrictUndefined
 from backend import logs, metrics
 from backend.admission import Admission
 from backend.answers import error_response, known_error
-from backend.auth import CHALLENGE, Guard
+from backend.auth import CHALLENGE, Guard, hardened
 from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
 from backend.events import click_event, error_event, track_event
@@ -125,8 +125,7 @@ class Web:
 
     def count(self, response: Response) -> Response:
         self._metrics.count_request(request.endpoint or "unknown", response.status_code)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+        return hardened(response)
 
     def fail(self, error: Exception) -> Response:
         """The one place where an error becomes an answer, a log line and a line of the status page."""
@@ -165,8 +164,6 @@ class Web:
 
     def cancel(self, session: str) -> Response:
         """Stop a propagation; what was found stays, and asking again goes on from there. The status page's button comes here as well."""
-        if request.headers.get("Sec-Fetch-Site") == "cross-site":
-            raise RequestError("Another site's page asked for this. Use the button of the status page.")
         is_button = request.mimetype == _FORM
         state = self._propagations.state(session) if _SESSION.fullmatch(session) else None
         if state is None and is_button:  # it went while the page was looked at

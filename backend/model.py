@@ -21,7 +21,7 @@ from label_studio_ml.model import LabelStudioMLBase
 
 from backend import logs
 from backend.answers import UNEXPECTED, error_response
-from backend.auth import Guard
+from backend.auth import Guard, hardened
 from backend.dispatch import Dispatcher
 from backend.predictor import Predictor
 from sam2_backend.errors import Sam2BackendError
@@ -137,4 +137,5 @@ def _webhook() -> tuple[Response, int]:
 
 
 def _without_traceback(response: Response) -> Response:
-    return error_response(Sam2BackendError(UNEXPECTED)) if response.status_code >= 500 and b"Traceback" in response.get_data() else response
+    is_traceback = response.status_code >= 500 and b"Traceback" in response.get_data()
+    return hardened(error_response(Sam2BackendError(UNEXPECTED)) if is_traceback else response)

@@ -54,8 +54,9 @@ def test_the_button_comes_back_to_the_page(client, propagations, running):
     assert (answer.status_code, answer.headers["Location"]) == (303, "../../")
 
 
-def test_another_sites_page_cannot_cancel(client, propagations, running):
-    answer = client.post(f"/propagations/{SESSION}/cancel", headers={"Sec-Fetch-Site": "cross-site"})
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_another_sites_page_cannot_cancel(client, propagations, running, site):
+    answer = client.post(f"/propagations/{SESSION}/cancel", headers={"Sec-Fetch-Site": site})
     assert answer.status_code == 400
     assert propagations.states[SESSION].phase == "running"
 
