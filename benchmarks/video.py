@@ -30,6 +30,7 @@ import torch
 
 from sam2_backend.checkpoints import load
 from sam2_backend.network import Sam2Network
+from sam2_backend.process_memory import keep_freed_memory
 from sam2_backend.settings import Settings
 from sam2_backend.tracker import Tracker, TrackerPrompt
 
@@ -178,6 +179,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.alone:
+        keep_freed_memory()  # as a worker does; of both
         print(json.dumps(long_run(load(Settings(model=options.long_model)).network(), options.alone[0], int(options.alone[1]))))
     else:
         print(json.dumps(run(options)))

@@ -24,6 +24,7 @@ from sam2_backend.errors import SettingsError
 from sam2_backend.jobs import Runtime
 from sam2_backend.liveness import Heartbeat, live_workers
 from sam2_backend.messages import WorkerStatus
+from sam2_backend.process_memory import keep_freed_memory
 from sam2_backend.queue_worker import QueueWorker
 from sam2_backend.redis_connection import connect
 from sam2_backend.settings import Settings
@@ -104,6 +105,7 @@ def run_worker(settings: Settings, build_runtime: BuildRuntime = load_runtime) -
     # Before torch is imported: its threads otherwise spin between steps, and where anything else wants the cores (a browser, a second
     # worker) a click then takes up to a hundred times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s")  # unless the caller did
     for chatty in ("rq.worker", "rq.job", "rq.queue"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
