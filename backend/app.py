@@ -100,10 +100,11 @@ class Web:
         self._propagations = propagations
         self._predictor = Predictor(settings, dispatcher, propagations)
         self._guard = Guard(settings)
-        self._metrics = metrics.Metrics(dispatcher)
         self._scrub = logs.scrubber(settings)
         store = JournalStore(dispatcher.redis)
         self.journal = Journal(store, self._scrub)
+        self._metrics = metrics.Metrics(dispatcher, propagations, store, self.journal.backlog)
+        self.journal.listeners.append(self._metrics.count_event)
         self._admission = Admission(settings.web_threads)
         self.pushes = self._predictor.tracks.pushes
         self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
@@ -216,7 +217,8 @@ class Web:
         spent = {f"{'rle' if stage == 'regions' else stage}_ms": round(timings_ms[stage], 1) for stage in STAGES}
         asked = {key: click.facts[key] for key in ("task", "image", "objects", "points", "cache")}
         logs.event(log, "click", asked | spent | {key: click.facts[key] for key in ("worker", "score")})
-        self._metrics.observe_click(timings_ms)
+        if click.facts["cache"] != "superseded":
+            self._metrics.observe_click(timings_ms)
         self.journal.record(click_event(g.project, click.facts, timings_ms, len(click.predictions[0]["result"])))
 
     def _tell_of_track(self, click: Click, timings_ms: dict[str, float]) -> None:

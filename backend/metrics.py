@@ -1,46 +1,39 @@
-"""/metrics in Prometheus' text format: what this process answered, and what the workers say of themselves in Redis.
-
-Every app has its own registry. A Redis that does not answer costs the workers' numbers, not the page.
-"""
+"""/metrics in Prometheus' text format: what this process answered, and what the fleet says of itself in Redis. Every app has its own registry."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.registry import Collector
-from redis import RedisError
 
-from sam2_backend.errors import Sam2BackendError
-from sam2_backend.messages import WorkerStatus
+from backend.events import TIERS, Event
+from backend.fleet_metrics import FleetCollector, Tier, Totals, Tracks
+from backend.journal import Backlog
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 80)
 
 
-class Tier(Protocol):
-    """The part of `dispatch.Dispatcher` that the numbers come from."""
-
-    def workers(self) -> list[WorkerStatus]: ...
-    def queue_lengths(self) -> dict[str, int]: ...
-
-
 class Metrics:
     """The counters of one app."""
 
-    def __init__(self, tier: Tier) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, tier: Tier, tracks: Tracks, totals: Totals, backlog: Callable[[], Backlog]) -> None:
+        self._registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "sam2_requests", "Requests answered, by endpoint and HTTP status.", ("endpoint", "code"), registry=self._registry
+            "sam2_requests", "Requests answered, by endpoint and HTTP status.", ("endpoint", "code"), registry=registry
         )
-        self._errors = Counter("sam2_errors", "Requests that failed, by the error's code.", ("error",), registry=self._registry)
-        self._stages = Histogram("sam2_predict_seconds", "Clicks, by stage.", ("stage",), registry=self._registry, buckets=_BUCKETS_S)
-        self._webhooks = Counter("sam2_webhooks", "Webhooks taken, by action.", ("action",), registry=self._registry)
-        self._registry.register(_TierCollector(tier))
-        ProcessCollector(registry=self._registry)
+        self._errors = Counter("sam2_errors", "Requests that failed, by the error's code.", ("error",), registry=registry)
+        self._stages = Histogram("sam2_predict_seconds", "Clicks, by stage.", ("stage",), registry=registry, buckets=_BUCKETS_S)
+        self._clicks = Counter("sam2_clicks", "Clicks, by outcome.", ("outcome",), registry=registry)
+        self._images = Counter("sam2_click_embeddings", "Images clicked on, by where their embedding was.", ("tier",), registry=registry)
+        self._webhooks = Counter("sam2_webhooks", "Webhooks taken, by action.", ("action",), registry=registry)
+        waiting = Gauge("sam2_journal_waiting", "Events of this process that wait to be written into Redis.", registry=registry)
+        waiting.set_function(lambda: backlog().waiting)
+        dropped = Gauge("sam2_journal_dropped", "Events of this process that the status page lacks.", registry=registry)
+        dropped.set_function(lambda: backlog().dropped)
+        registry.register(FleetCollector(tier, tracks, totals))
+        ProcessCollector(registry=registry)
 
     def count_request(self, endpoint: str, code: int) -> None:
         self._requests.labels(endpoint, str(code)).inc()
@@ -51,56 +44,16 @@ class Metrics:
     def count_webhook(self, action: str) -> None:
         self._webhooks.labels(action).inc()
 
+    def count_event(self, event: Event) -> None:
+        """Of clicks: their outcome, and where embeddings were."""
+        if event.kind == "click":
+            self._clicks.labels(event.outcome).inc()
+        for _, tier in event.images:
+            self._images.labels(tier if tier in TIERS else "none").inc()
+
     def observe_click(self, timings_ms: Mapping[str, float]) -> None:
         for stage, spent_ms in timings_ms.items():
             self._stages.labels(stage).observe(spent_ms / 1e3)
 
     def render(self) -> bytes:
         return generate_latest(self._registry)
-
-
-class _TierCollector(Collector):
-    """Reads workers and queues at every scrape."""
-
-    def __init__(self, tier: Tier) -> None:
-        self._tier = tier
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: registering must not ask Redis."""
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        redis_up = GaugeMetricFamily("sam2_redis_up", "1: Redis answered this scrape.")
-        try:
-            lengths, workers = self._tier.queue_lengths(), self._tier.workers()
-        except (Sam2BackendError, RedisError, OSError):
-            redis_up.add_metric((), 0)
-            return (redis_up,)
-        redis_up.add_metric((), 1)
-        return (redis_up, _queue_lengths(lengths), *_workers(workers))
-
-
-def _queue_lengths(lengths: Mapping[str, int]) -> Metric:
-    family = GaugeMetricFamily("sam2_queue_length", "Jobs waiting, by queue.", labels=("queue",))
-    for queue, length in lengths.items():
-        family.add_metric((queue,), length)
-    return family
-
-
-def _workers(workers: Iterable[WorkerStatus]) -> Iterable[Metric]:
-    alive = GaugeMetricFamily("sam2_worker", "1 for every live worker.", labels=("worker", "state", "device", "model_version"))
-    jobs = CounterMetricFamily("sam2_worker_jobs", "Jobs of a live worker.", labels=("worker", "outcome"))
-    hits = CounterMetricFamily("sam2_embedding_lookups", "Embeddings, by where they were found.", labels=("worker", "tier"))
-    used = GaugeMetricFamily("sam2_embedding_cache_bytes", "Embeddings kept.", labels=("worker", "tier"))
-    memory = GaugeMetricFamily("sam2_device_bytes", "Memory of the worker's device.", labels=("worker", "kind"))
-    for worker in workers:
-        alive.add_metric((worker.name, worker.state, worker.device, worker.model_version), 1)
-        jobs.add_metric((worker.name, "done"), worker.jobs_done)
-        jobs.add_metric((worker.name, "failed"), worker.jobs_failed)
-        used.add_metric((worker.name, "device"), worker.device_cache_bytes)
-        used.add_metric((worker.name, "host"), worker.host_cache_bytes)
-        memory.add_metric((worker.name, "used"), worker.device_used_bytes)
-        memory.add_metric((worker.name, "total"), worker.device_total_bytes)
-        for tier, count in worker.hits.items():
-            hits.add_metric((worker.name, tier), count)
-    return alive, jobs, hits, used, memory

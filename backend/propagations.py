@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from backend.dispatch import Dispatcher
 from sam2_backend.errors import NoWorkerError, SessionExpiredError
 from sam2_backend.liveness import incarnation, live_workers
-from sam2_backend.propagation_format import frame_masks, session_of
+from sam2_backend.propagation_format import RESULTS, frame_masks, session_of
 from sam2_backend.propagation_plan import check_job
 from sam2_backend.propagation_store import SessionStore
 from sam2_backend.redis_connection import redis_errors_as_ours
@@ -109,6 +109,15 @@ class Propagations:
         """
         with redis_errors_as_ours():
             return self._store().recent()
+
+    def n_results(self) -> int:
+        """Frames times objects that all workers have tracked, as far as is remembered.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        with redis_errors_as_ours():
+            return int(self._dispatcher.redis().get(RESULTS) or 0)
 
     def _known(self, session: str) -> PropagationState:
         state = self.state(session)

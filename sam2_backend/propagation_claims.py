@@ -15,7 +15,7 @@ from typing import Any
 import redis
 
 from sam2_backend.messages import from_wire
-from sam2_backend.propagation_format import ROW, RUNNING, WAITING, SessionKeys, run_key
+from sam2_backend.propagation_format import RESULTS, RESULTS_KEPT_S, ROW, RUNNING, WAITING, SessionKeys, run_key
 from sam2_backend.propagation_store import SessionStore, decoded, renew
 from sam2_backend.redis_connection import as_bytes
 from sam2_backend.settings import Settings
@@ -228,6 +228,8 @@ class Claims:
         keys, after = claim.keys, progress.saved()
         if progress.rows:
             pipe.setrange(keys.rows, progress.saved_rows * ROW.itemsize, progress.rows)
+            pipe.incrby(RESULTS, len(progress.rows) // ROW.itemsize)
+            pipe.expire(RESULTS, RESULTS_KEPT_S)
         for number, chunk in enumerate(progress.chunks, start=progress.saved_chunks):
             pipe.hset(keys.masks, str(number), chunk)
         facts: dict[str, str | int | float] = {

@@ -21,6 +21,8 @@ from sam2_backend.video_messages import FrameMask, FrameSource, Keyframe, Track,
 _ROOT = "sam2:propagation:"
 #: Sessions that wait for a worker, first come first; those that workers hold; all, by when they were last used (Unix seconds).
 WAITING, RUNNING, USED = f"{_ROOT}waiting", f"{_ROOT}running", f"{_ROOT}used"
+#: Frames times objects that were ever written, for monitoring; forgotten a month after the last.
+RESULTS, RESULTS_KEPT_S = f"{_ROOT}results", 30 * 24 * 3600
 
 #: One object at one place on the grid. The box is left, top, right, bottom in shares of the frame, NaN where the object is not seen.
 ROW = np.dtype([("object_idx", "<i4"), ("grid_idx", "<i4"), ("box", "<f4", (4,)), ("score", "<f4")])

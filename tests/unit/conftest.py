@@ -239,6 +239,9 @@ class FakePropagations:
         self._dispatcher._look()
         return list(self.states.values())
 
+    def n_results(self) -> int:
+        return sum(state.n_done for state in self.states.values())
+
 
 @pytest.fixture
 def propagations(dispatcher: FakeDispatcher) -> FakePropagations:

@@ -16,15 +16,20 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend import cli
 from backend.clicks import STAGES
+from backend.events import Event
+from backend.journal import Backlog
 from backend.metrics import Metrics
+from backend.tallies import Tally, counts_of
 from sam2_backend.messages import WorkerStatus
 from sam2_backend.settings import GIB, Settings, env_name
+from sam2_backend.video_messages import PropagationState
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").rglob("*.yaml"))
 DOCUMENTS = [ROOT / "docker-compose.yml", ROOT / "docs/deploy.md", *(path for path in DEPLOY.rglob("*") if path.is_file())]
 SETTING_NAMES = {env_name(f) for f in dataclasses.fields(Settings)}
+CLICK = Event("click", "answered", "1 point → 1 region.", images=(("a", "device"),))
 PINNED = re.compile(r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*")
 
 
@@ -206,18 +211,40 @@ def test_probes_ask_what_is_open():
     assert "livenessProbe" not in worker
 
 
-class _Tier:
+class _Fleet:
+    """All that the numbers are read from."""
+
     def workers(self) -> list[WorkerStatus]:
         return [WorkerStatus("w", 1, "h", "cuda", "m", 0, 0, "idle", hits={"device": 1.0, "none": 1.0})]
 
     def queue_lengths(self) -> dict[str, int]:
         return {"interactive": 0}
 
+    def redis(self) -> Any:
+        return self
+
+    def info(self, _section: str) -> dict[str, int]:
+        return {"used_memory": 1, "maxmemory": 0}
+
+    def get(self, _key: str) -> bytes:
+        return b"1"
+
+    def recent(self) -> list[PropagationState]:
+        return []
+
+    def n_results(self) -> int:
+        return 0
+
+    def totals(self) -> Tally:
+        return Tally.read([counts_of(CLICK, frozenset({"a"})), {"made|predictions": 1}])
+
 
 @cache
 def samples() -> dict[str, set[str]]:
     """Name of every sample at /metrics → the names of its labels."""
-    metrics = Metrics(_Tier())
+    fleet = _Fleet()
+    metrics = Metrics(fleet, fleet, fleet, lambda: Backlog(0, 0, 0.0))
+    metrics.count_event(CLICK)
     metrics.count_request("predict", 200)
     metrics.count_error("bad_request")
     metrics.count_webhook("unknown")
