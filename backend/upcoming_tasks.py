@@ -104,8 +104,8 @@ class UpcomingTasks:
         age_s = time.monotonic() - window.read_at
         if age_s > KEEP_S or (self.order.walk == "by_id" and task_id < window.after_id):
             return False
-        is_near = self.order.walk != "by_id" or not window.tasks or task_id <= window.tasks[-1].task_id
-        return n_left >= count or (window.is_all and age_s < _END_KEPT_S) or (is_near and age_s < _ASK_EVERY_S)
+        would_be_same = self.order.walk != "by_id" or task_id == window.after_id
+        return n_left >= count or (window.is_all and age_s < _END_KEPT_S) or (would_be_same and age_s < _ASK_EVERY_S)
 
     def _keep(self, window: _Window) -> None:
         """The one used last stands first."""

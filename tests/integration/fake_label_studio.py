@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data_manager import found
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
 _SHOWN = 500
@@ -23,6 +28,7 @@ class Studio:
         self.project = {"id": 1, "title": "A project", "label_config": label_config, "model_version": "", "task_number": 0}
         self.tasks: dict[int, dict[str, Any]] = {}
         self.predictions: dict[int, dict[str, Any]] = {}
+        self.tabs: list[dict[str, Any]] = []
         self.lock = threading.Lock()
         self.asked: list[str] = []
         self.n_added = 0
@@ -92,6 +98,13 @@ class Studio:
         return row | {"predictions_model_versions": versions[:_SHOWN].replace('"', "") if is_shown else ""}
 
 
+def _reviewed(task: dict[str, Any]) -> dict[str, Any]:
+    """A task with the columns that the next ones are chosen by."""
+    n_annotations = len([a for a in task["annotations"] if not a.get("was_cancelled")])
+    columns = {"is_labeled": n_annotations > 0, "total_annotations": n_annotations, "overlap": 1, "predictions_score": None}
+    return {"id": task["id"], "data": task["data"]} | columns
+
+
 class _Handler(BaseHTTPRequestHandler):
     studio: Studio
     protocol_version = "HTTP/1.1"
@@ -129,8 +142,13 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/projects/1":
             studio.project |= body
             return 200, studio.project
+        if path == "/api/dm/views":
+            return 200, studio.tabs
         if path == "/api/tasks":
             return 200, self._page(query)
+        if match := re.fullmatch(r"/api/tasks/(\d+)", path):
+            task = studio.tasks.get(int(match[1]))
+            return (200, task | {"predictions": studio.predictions_of(task["id"])}) if task else (404, {"detail": "Not found."})
         if path == "/api/predictions" and self.command == "GET":
             return 200, studio.predictions_of(int(query["task"]))
         if path == "/api/predictions":
@@ -148,6 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _page(self, query: dict[str, str]) -> dict[str, Any]:
         asked = json.loads(query.get("query", "{}"))
+        if "review" in query:
+            tasks = found([_reviewed(task) for task in self.studio.tasks.values()], asked)
+            return {"tasks": tasks[: int(query["page_size"])], "total": len(tasks)}
         included = asked.get("selectedItems", {}).get("included")
         tasks = [task for task in self.studio.tasks.values() if included is None or task["id"] in included]
         if asked.get("filters"):

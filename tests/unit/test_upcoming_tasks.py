@@ -56,6 +56,12 @@ def test_label_studio_is_asked_again_when_a_listing_is_used_up_and_not_before(br
     assert studio.asked.count("tasks") == 7  # of 10 each, 8 steps apart
 
 
+def test_somebody_at_the_end_of_a_listing_has_the_next_ones_at_once(brush_config, clock):
+    order = the_order(Studio(brush_config, [task(n) for n in range(1, 101)]))
+    for at in range(5, 60, 5):
+        assert ids(order.after(at, 2, NOTHING)) == [at + 1, at + 2]
+
+
 def test_people_at_different_places_cost_a_listing_each(brush_config, clock):
     studio = Studio(brush_config, [task(n) for n in range(1, 1001)])
     order = the_order(studio)
