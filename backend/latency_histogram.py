@@ -10,14 +10,17 @@ from collections.abc import Iterable, Mapping
 
 BUCKETS_PER_DOUBLING = 4
 SHORTEST_MS = 0.1
-LAST_BUCKET = 4 * 21
-"""Everything from 0.1 ms · 2^21, three and a half minutes, on: longer than any request may wait."""
+LONGEST_MS = SHORTEST_MS * 2**21
+"""Three and a half minutes, longer than any request may wait."""
+LAST_BUCKET = BUCKETS_PER_DOUBLING * 21
 
 
 def bucket_of(spent_ms: float) -> int:
     """The bucket of a time: b holds times above `SHORTEST_MS` · 2^((b-1)/4), up to `SHORTEST_MS` · 2^(b/4)."""
     if not spent_ms > SHORTEST_MS:
         return 0
+    if spent_ms >= LONGEST_MS:
+        return LAST_BUCKET
     return min(LAST_BUCKET, math.ceil(BUCKETS_PER_DOUBLING * math.log2(spent_ms / SHORTEST_MS) - 1e-9))
 
 
