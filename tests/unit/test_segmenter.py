@@ -134,6 +134,15 @@ def test_a_warmed_image_is_ready_for_the_first_click(segmenter, store):
     assert store.fetches == 1
 
 
+def test_warming_what_is_in_memory_gives_it_to_the_tiers_of_others(segmenter, monkeypatch):
+    shared: list[str] = []
+    monkeypatch.setattr(segmenter.embeddings, "share", shared.append)
+    segmenter.warm(WarmJob(MediaRef(URI)))
+    assert shared == [], "a new embedding is given to every tier anyhow"
+    segmenter.warm(WarmJob(MediaRef(URI)))
+    assert len(shared) == 1
+
+
 def test_warming_takes_the_orientation_that_a_browser_shows(segmenter, store):
     store.sources[URI] = jpeg(1, exif_orientation=6)
     segmenter.warm(WarmJob(MediaRef(URI)))
