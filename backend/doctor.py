@@ -55,6 +55,7 @@ def examine(settings: Settings, project_id: int | None = None) -> Iterator[Findi
         ("checkpoint", lambda: _checkpoint(settings)),
         ("videos", _videos),
         ("data folder", lambda: _data_dir(settings)),
+        ("kept embeddings", lambda: _tiers(settings)),
         ("Redis and workers", lambda: _queue(settings)),
         ("Label Studio", lambda: _label_studio(settings, project_id)),
     ]
@@ -139,6 +140,12 @@ def _data_dir(settings: Settings) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "data folder", f"{settings.data_dir}, {free / GIB:.1f} GiB free")
+
+
+def _tiers(settings: Settings) -> Iterator[Finding]:
+    from backend.doctor_tiers import tiers
+
+    yield from tiers(settings)
 
 
 def _queue(settings: Settings) -> Iterator[Finding]:

@@ -91,6 +91,15 @@ class EmbeddingFolder:
             if shelf is not None:
                 shelves.unlink(shelf, name)
 
+    def count(self) -> tuple[int, int]:
+        """How many files there are, and their bytes.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        found = [file.n_bytes for file in shelves.files(self._folder)]
+        return len(found), sum(found)
+
     def trim(self) -> None:
         """Put out what is beyond the budget, as after it was lowered.
 
