@@ -9,8 +9,10 @@ import base64
 import io
 import math
 import struct
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,10 @@ from sam2_backend.errors import PromptError
 from sam2_backend.messages import Point, RunLengths
 
 LEAST_SIDE_PX = 1.0
+LARGE_PIXELS = 1 << 24
+MOST_CHANGES = 1 << 22
+"""From mask to background and back, in one bitmask: noise on 16384 x 16384 pixels, a PNG of 300 kB, would have a quarter of a billion."""
+_one_large_mask = threading.Lock()
 BoxXYXY = tuple[float, float, float, float]
 
 
@@ -61,7 +67,13 @@ def shape(region: Mapping[str, Any], kind: str, size: SizeHW) -> Shape:
         raise PromptError("only key points can be negative. Draw the part to leave out with negative points.")
     if kind == "rectangle":
         return _rectangle(value, size)
-    return _mask_shape(_MASK_READERS[kind](value, size))
+    with _alone_if_large(size):
+        return _mask_shape(_MASK_READERS[kind](value, size))
+
+
+def _alone_if_large(size: SizeHW) -> AbstractContextManager[object]:
+    """Threads make large masks one after another: each takes up to 2 GB for a moment."""
+    return _one_large_mask if size[0] * size[1] > LARGE_PIXELS else nullcontext()
 
 
 def _rectangle(value: Mapping[str, Any], size: SizeHW) -> Shape:
@@ -122,9 +134,13 @@ def _bitmask(value: Mapping[str, Any], size: SizeHW) -> RunLengths:
             if image.size != size[::-1]:
                 raise ValueError("another size")
             alpha = image if "A" in image.getbands() else image.convert("RGBA")
-            return masks.runs_from_mask(np.asarray(alpha.getchannel("A")) > 0)
+            mask = np.asarray(alpha.getchannel("A")) > 0
     except _BROKEN_PNG as error:
         raise PromptError(f"value.imageDataURL is not a PNG of {size[1]} x {size[0]} pixels. Draw it again.") from error
+    flat = mask.reshape(-1)
+    if np.count_nonzero(flat[1:] != flat[:-1]) > MOST_CHANGES:
+        raise PromptError("value.imageDataURL is noise, not a drawing. Draw it again.")
+    return masks.runs_from_mask(mask)
 
 
 _MASK_READERS = {"ellipse": _ellipse, "polygon": _polygon, "brush": _brush, "bitmask": _bitmask}

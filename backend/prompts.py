@@ -7,6 +7,7 @@ a single box or mask all points do. Positive points that are left make one more 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ from backend.prompt_regions import KINDS, SizeHW
 from backend.prompt_shapes import Shape, shape
 from sam2_backend.errors import PromptError
 from sam2_backend.messages import ImagePrompt
+
+LONGEST_READING_S = 5.0
+"""Of the processor's time, for all masks of one context: a request of a few kB can draw thousands, each as large as an image can be."""
+MOST_RUNS = 1 << 23
+"""Of all masks of one context; a mask drawn by hand has some ten thousand."""
+
+_Key = tuple[str, str, int | None]
+"""Id of a region, name of its object tag, page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +111,7 @@ def _entries(context: Mapping[str, Any], max_prompts: int) -> list[Mapping[str, 
 
 
 def _regions(entries: Iterable[Mapping[str, Any]], config: LabelConfig) -> list[_Region]:
-    same: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    same: dict[_Key, list[Mapping[str, Any]]] = {}
     for entry in entries:
         tag = _object_tag(entry, config)
         if tag.kind == "video" or str(entry.get("type")).lower().startswith("video"):
@@ -111,7 +120,18 @@ def _regions(entries: Iterable[Mapping[str, Any]], config: LabelConfig) -> list[
             index = prompt_regions.item_index(entry)
             page = 0 if index is None and tag.value_list else index
             same.setdefault((prompt_regions.region_id(entry), tag.name, page), []).append(entry)
-    return [_region(key, twins) for key, twins in same.items()]
+    return _read(same)
+
+
+def _read(same: Mapping[_Key, Sequence[Mapping[str, Any]]]) -> list[_Region]:
+    began_s, n_runs, regions = time.thread_time(), 0, list[_Region]()
+    for key, twins in same.items():
+        regions.append(_region(key, twins))
+        mask = regions[-1].shape.mask
+        n_runs += len(mask.counts) // 4 if mask else 0
+        if n_runs > MOST_RUNS or time.thread_time() - began_s > LONGEST_READING_S:
+            raise PromptError(f"The first {len(regions)} of the {len(same)} prompts take too long to read. Accept or delete some.")
+    return regions
 
 
 def _object_tag(entry: Mapping[str, Any], config: LabelConfig) -> ObjectTag:
@@ -126,7 +146,7 @@ def _object_tag(entry: Mapping[str, Any], config: LabelConfig) -> ObjectTag:
     return tags[0]
 
 
-def _region(key: tuple[str, str, int | None], twins: Sequence[Mapping[str, Any]]) -> _Region:
+def _region(key: _Key, twins: Sequence[Mapping[str, Any]]) -> _Region:
     """Merge the entries of one id: the first that is a shape says where, all say the labels."""
     drawn = next((entry for entry in twins if prompt_regions.shape_kind(entry)), None)
     if drawn is None:
