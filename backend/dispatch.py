@@ -6,6 +6,7 @@ Whoever waits also watches that the job is in somebody's hands (waiting.py).
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
 import threading
@@ -18,9 +19,10 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from backend.pending import Pending, PendingDataset, PendingWarm
+from backend.queue_room import QueueRoom, check_length
 from backend.roster import Roster
 from backend.waiting import await_answers
-from sam2_backend.errors import OverloadedError, Sam2BackendError
+from sam2_backend.errors import Sam2BackendError
 from sam2_backend.messages import ImageJob, ImageReply, MediaRef, WarmJob, WorkerStatus
 from sam2_backend.queue_format import (
     BLOB_TTL_S,
@@ -44,7 +46,6 @@ from sam2_backend.queue_format import (
 from sam2_backend.redis_connection import connect, redis_errors_as_ours, through_cuts
 from sam2_backend.settings import Settings
 
-_RETRY_AFTER_S = 5.0
 _RECORD_TTL_S = 60
 _WARM_TTL_S = 600
 _WARM_ONCE_S = 60
@@ -62,6 +63,8 @@ class Dispatcher:
         self._client: redis.Redis | None = None
         self._connecting = threading.Lock()
         self._roster = Roster(self.redis)
+        self._room = QueueRoom(self._lengths)
+        self._call_prefix, self._calls = secrets.token_hex(6), itertools.count()
 
     def segment(self, jobs: Sequence[ImageJob], wait_s: float) -> list[ImageReply | Sam2BackendError]:
         """Have images segmented; all jobs are on their way before the first is waited for.
@@ -79,9 +82,9 @@ class Dispatcher:
         with redis_errors_as_ours():
             deadline = time.monotonic() + wait_s
             names = self._roster.serving(deadline, wait_s)
-            call = secrets.token_hex(8)
+            call = f"{self._call_prefix}{next(self._calls):x}"  # of all processes; asking the system for random bits each time costs more
             pending = [Pending(f"{call}-{index}", job, choose_worker(job.media.uri, names)) for index, job in enumerate(jobs)]
-            through_cuts(lambda: self._check_room((job.queue for job in pending), self._settings.max_queued))
+            through_cuts(lambda: self._room.take([job.queue for job in pending], self._settings.max_queued))
             through_cuts(lambda: self._send(pending, wait_s, are_newest=True))
             await_answers(self.redis(), pending, wait_s, deadline, self._settings.heartbeat_s, lambda lost: self._send(lost, wait_s))
         return [job.answer for job in pending if job.answer is not None]
@@ -129,15 +132,23 @@ class Dispatcher:
             OverloadedError: too many wait on its queue; it was not sent.
         """
         with redis_errors_as_ours():
-            if not is_lost and self.redis().exists(job.reply_key, job.record_key):
+            if not is_lost and self._is_on_its_way(job):
                 return
-            if not is_lost:
-                self._check_room([job.queue], _MAX_SLOW)
             with self.redis().pipeline() as pipe:
                 pipe.multi()  # rq would, too late
                 function, ttl_s = _SLOW_JOBS[job.kind], max(DATASET_REPLY_TTL_S, limit_s)
                 self._put(pipe, job.queue, function, job.job_id, job.message, limit_s=limit_s, ttl_s=ttl_s, at_front=is_urgent)
                 pipe.execute()
+
+    def _is_on_its_way(self, job: PendingDataset | PendingWarm) -> bool:
+        """Whether the same was sent already, or is answered; where it was not, there is room for it."""
+        with self.redis().pipeline(transaction=False) as pipe:
+            pipe.exists(job.reply_key, job.record_key)
+            pipe.llen(queue_key(job.queue))
+            is_there, length = pipe.execute()
+        if not is_there:
+            check_length(job.queue, length, _MAX_SLOW)
+        return bool(is_there)
 
     def put_blob(self, data: bytes) -> MediaRef:
         """Put bytes where workers can read them for an hour from their last use; equal bytes get equal references.
@@ -209,14 +220,6 @@ class Dispatcher:
             for name in names:
                 pipe.llen(queue_key(name))
             return dict(zip(names, pipe.execute(), strict=True))
-
-    def _check_room(self, queues: Iterable[str], most: int) -> None:
-        for queue, length in self._lengths(queues).items():
-            if length >= most:
-                raise OverloadedError(
-                    f"{length} jobs wait on {queue} already. Try again in {_RETRY_AFTER_S:.0f} s, or start more workers.",
-                    retry_after_s=_RETRY_AFTER_S,
-                )
 
     def _send(self, pending: Iterable[Pending], wait_s: float, *, are_newest: bool = False) -> None:
         limit_s = math.ceil(wait_s) + _RECORD_TTL_S

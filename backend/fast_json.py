@@ -13,8 +13,15 @@ import orjson
 
 
 def dumps(value: Any) -> bytes:
-    """Write JSON, in UTF-8."""
-    return orjson.dumps(value)
+    """Write JSON, in UTF-8.
+
+    Raises:
+        TypeError: it holds what is none of JSON's.
+    """
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # half a surrogate pair, which JSON's text came with and UTF-8 cannot hold: it is escaped again
+        return json.dumps(value).encode("ascii")
 
 
 def loads(text: bytes) -> Any:

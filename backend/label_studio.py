@@ -15,11 +15,13 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
+from backend.fast_json import dumps, loads
 from sam2_backend.credentials import OriginCredentials
 from sam2_backend.errors import MediaUnreachableError, Sam2BackendError
 
 #: GET only: repeating a POST would make a second project.
 _RETRIES = Retry(total=3, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504), allowed_methods=("GET",), raise_on_status=False)
+_IS_JSON = {"Content-Type": "application/json"}
 _AWAY = frozenset((429, 502, 503, 504))
 #: Connecting a backend makes Label Studio call /health and /setup twice, with retries of its own.
 _CONNECT_BACKEND_S = 60.0
@@ -190,7 +192,7 @@ class LabelStudio:
         return answer
 
     def _send(self, method: str, path: str, body: Any, timeout_s: float | None = None) -> dict[str, Any]:
-        answer: dict[str, Any] = _json(self._request(method, path, json=body, timeout_s=timeout_s))
+        answer: dict[str, Any] = _json(self._request(method, path, data=dumps(body), headers=_IS_JSON, timeout_s=timeout_s))
         return answer
 
     def _request(self, method: str, path: str, timeout_s: float | None = None, **arguments: Any) -> requests.Response:
@@ -231,8 +233,8 @@ def _is_loopback(url: str) -> bool:
 
 def _json(response: requests.Response) -> Any:
     try:
-        return response.json()
-    except requests.JSONDecodeError as error:
+        return loads(response.content)
+    except (ValueError, RecursionError) as error:
         where = urlsplit(response.url).path
         raise LabelStudioError(f"{where} answered no JSON: LABEL_STUDIO_URL does not lead to the API of a Label Studio.") from error
 

@@ -20,7 +20,7 @@ from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.errors import Sam2BackendError
 from sam2_backend.liveness import BEATS_UNTIL_DEAD, incarnation
 from sam2_backend.messages import ImageReply, WarmJob, to_wire
-from sam2_backend.queue_format import DATASET_REPLY_TTL_S, choose_worker, digest, queue_key
+from sam2_backend.queue_format import choose_worker, digest, queue_key
 from sam2_backend.redis_connection import BLOCK_S, redis_errors_as_ours
 from sam2_backend.settings import Settings
 
@@ -140,10 +140,9 @@ class SlowJobs:
                 self.withdraw(job)
                 raise Stopped
             with redis_errors_as_ours():
-                # Onto the list that it comes from: the answer stays for others.
+                # Onto the list that it comes from: the answer stays for others, and keeps its end of life.
                 data = client.blmove(job.reply_key, job.reply_key, self._look_every_s, "LEFT", "LEFT")  # type: ignore[arg-type]
                 if data is not None:
-                    client.expire(job.reply_key, DATASET_REPLY_TTL_S)
                     job.take(data if isinstance(data, bytes) else str(data).encode())
                 elif time.monotonic() >= look_at:
                     self._look_after(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from rq.serializers import JSONSerializer
 
 from backend.dispatch import Dispatcher
 from backend.propagations import Propagations
+from backend.slow_jobs import SlowJobs, dataset_job
 from sam2_backend.dataset_messages import DatasetJob, DatasetReply, LabelledBox
 from sam2_backend.messages import ImagePrompt, MediaRef
 from sam2_backend.queue_format import (
@@ -28,7 +30,7 @@ from sam2_backend.settings import Settings
 from sam2_backend.video_messages import FrameSource, Keyframe, PropagateJob, VideoOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worker_processes import HEARTBEAT_S, Workers, job, names_in, until
+from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
 
 BOX = (0.0, 0.0, 1.0, 1.0)
 
@@ -70,6 +72,16 @@ def test_a_dataset_job_is_answered_and_the_answer_waits_for_whoever_collects_it(
     assert [(mask.source, mask.label) for mask in answer.masks] == [("one", "Cat"), ("mask:2", "Cat")]
     assert set(answer.timings_ms) == {"queue"}
     assert workers.connection.ttl(reply_key("a")) > 10 * REPLY_TTL_S
+
+
+def test_an_answer_that_was_waited_for_stays_for_others_as_long_as_one_that_was_not(dispatcher, workers):
+    jobs, stopped = SlowJobs(workers.settings, dispatcher), threading.Event()
+    pending = dataset_job(DatasetJob(MediaRef("http://images.test/1.png"), "boxes", (LabelledBox("sleep:0.3", BOX, "Cat"),)))
+    waiting = [Background(lambda: jobs.dataset(replace(pending), stopped)) for _ in range(2)]
+    workers.start("w0")
+    assert [len(waiter.result().masks) for waiter in waiting] == [1, 1]
+    assert workers.connection.ttl(pending.reply_key) > 10 * REPLY_TTL_S
+    assert workers.started() == ["w0"]
 
 
 def test_a_click_is_answered_in_the_middle_of_a_dataset_job(dispatcher, workers):

@@ -43,3 +43,10 @@ def test_other_encodings_are_refused_because_half_a_surrogate_pair_hides_in_them
     assert json.loads(text)
     with pytest.raises(ValueError):
         loads(text)
+
+
+def test_half_a_surrogate_pair_that_came_in_json_goes_out_in_json():
+    value = {"label": json.loads('"\\ud800 Cat"'), "rle": [1, 2]}
+    assert json.loads(dumps(value)) == value
+    with pytest.raises(TypeError):
+        dumps({"x": object()})
