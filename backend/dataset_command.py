@@ -13,10 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from backend import logs
 from backend.data_uri import data_uri_bytes, is_data_uri
+from backend.dataset_events import summary_event
 from backend.dataset_run import DatasetRun
 from backend.dataset_studio import DatasetStudio, versions_listed
 from backend.dispatch import Dispatcher
+from backend.events import Event
+from backend.journal import Journal
+from backend.journal_store import JournalStore
 from backend.label_studio import LabelStudio
 from backend.label_studio_process import free_port
 from backend.progress import Progress
@@ -33,6 +38,7 @@ STOPPED = 130
 
 _READY_S = 300.0
 _WORKERS_S = 30.0
+_JOURNAL_S = 2.0
 
 
 @dataclass
@@ -44,6 +50,7 @@ class DatasetCommand:
     studio: DatasetStudio
     stopped: threading.Event
     progress: Progress
+    record: Callable[[Event], None] = lambda _event: None
     n_workers: int = 1
 
     def media_ref(self, uri: str) -> MediaRef:
@@ -87,8 +94,11 @@ class DatasetCommand:
             n_taken += 1
             yield row
 
-    def run(self, rows: Iterable[Row], work: Callable[[Row], Outcome]) -> int:
+    def run(self, rows: Iterable[Row], work: Callable[[Row], Outcome], project: str) -> int:
         """Do every task and tell what became of them; the exit code.
+
+        Args:
+            project: Its full name, for the status page.
 
         Raises:
             LabelStudioError: the tasks cannot be listed.
@@ -98,6 +108,7 @@ class DatasetCommand:
         run.run(rows)
         self.progress.close()
         self._tell(run, time.monotonic() - started)
+        self.record(summary_event(project, self.progress.counts, len(run.failed)))
         return STOPPED if self.stopped.is_set() else 1 if run.failed else 0
 
     def _has(self, row: Row, version: str) -> bool:
@@ -142,9 +153,11 @@ def dataset_command(settings: Settings, stopped: threading.Event, progress: Prog
         first.close()
     with _with_redis(settings, progress.say) as connected:
         studio, dispatcher = DatasetStudio(url, key, stopped, progress.say), Dispatcher(connected)
+        journal = Journal(JournalStore(dispatcher.redis), logs.scrubber(settings))
         try:
-            yield DatasetCommand(connected, dispatcher, studio, stopped, progress)
+            yield DatasetCommand(connected, dispatcher, studio, stopped, progress, journal.record)
         finally:
+            journal.flush(_JOURNAL_S)
             studio.close()
             dispatcher.close()
 

@@ -65,6 +65,11 @@ class Event:
         return self.outcome == "failed"
 
     @property
+    def is_quiet(self) -> bool:
+        """It is counted and shown under its task, but not among the last requests, which it would push out."""
+        return self.outcome == "ahead" or (self.kind == "dataset" and bool(self.task))
+
+    @property
     def project_title(self) -> str:
         """The id that people see in Label Studio's address."""
         return self.project.split(".", 1)[0]

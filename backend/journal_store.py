@@ -133,14 +133,16 @@ class JournalStore:
         lists: defaultdict[tuple[str, int], list[str]] = defaultdict(list)
         for event in events:
             text = event.to_json()
-            lists[RECENT, MOST_RECENT].append(text)
-            if event.is_error:
+            if not event.is_quiet:
+                lists[RECENT, MOST_RECENT].append(text)
+            if event.is_error and not event.is_quiet:
                 lists[ERRORS, MOST_ERRORS].append(text)
             if event.task:
                 lists[TASK + event.task, MOST_OF_TASK].append(text)
                 pipe.zadd(TASKS, {event.task: event.at})
             if event.project:
-                lists[PROJECT + event.project, MOST_OF_PROJECT].append(text)
+                if not event.is_quiet:
+                    lists[PROJECT + event.project, MOST_OF_PROJECT].append(text)
                 pipe.zadd(PROJECTS, {event.project: event.at})
         for (key, most), texts in lists.items():
             pipe.lpush(key, *texts)

@@ -12,6 +12,7 @@ from typing import Any
 
 from backend.child_process import stop_event
 from backend.dataset_command import STOPPED, DatasetCommand, Row, dataset_command
+from backend.dataset_events import embedded_event, full_name, told
 from backend.dataset_jobs import DatasetPlanner
 from backend.examples import choose_examples
 from backend.label_config import parse_label_config
@@ -82,7 +83,8 @@ def _preannotate(command: DatasetCommand, asked: Asked) -> int:
     if asked.is_dry:
         return _dry(command, rows, planner, model_version)
     jobs = SlowJobs(command.settings, command.dispatcher)
-    code = command.run(rows, TaskRunner(jobs, command.studio, planner, asked.project_id, model_version, command.stopped).run)
+    runner, name = TaskRunner(jobs, command.studio, planner, asked.project_id, model_version, command.stopped), full_name(project)
+    code = command.run(rows, told(runner.run, command.record, name), name)
     if asked.shows:
         command.studio.update_project(asked.project_id, show_collab_predictions=True, model_version=version)
     elif command.progress.counts.stored and project.get("model_version") != version:
@@ -96,7 +98,7 @@ def _warm(command: DatasetCommand, asked: Asked) -> int:
     if not config.images:
         raise LabelConfigError("The labeling config has no <Image> tag: there is nothing to embed.")
     command.model_version()
-    jobs = SlowJobs(command.settings, command.dispatcher)
+    jobs, name = SlowJobs(command.settings, command.dispatcher), full_name(project)
 
     def embed(row: Row) -> Outcome:
         return while_redis_is_away(lambda: embed_all(row), command.stopped)
@@ -105,9 +107,10 @@ def _warm(command: DatasetCommand, asked: Asked) -> int:
         uris = dict.fromkeys(uri for tag in config.images for uri in image_uris(row, tag, command.settings))
         replies = [jobs.warm(warm_job(WarmJob(command.media_ref(uri))), command.stopped) for uri in uris]
         hits, spent_ms = sum(reply.cache != "none" for reply in replies), sum(reply.timings_ms.get("embed", 0.0) for reply in replies)
+        command.record(embedded_event(name, int(row["id"]), uris))
         return Outcome("stored", n_images=len(replies), n_hits=hits, model_ms=spent_ms)
 
-    return command.run(command.rows(project, asked.filters, asked.limit), embed)
+    return command.run(command.rows(project, asked.filters, asked.limit), embed, name)
 
 
 def _planner(command: DatasetCommand, project: Mapping[str, Any], asked: Asked) -> DatasetPlanner:
