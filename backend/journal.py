@@ -84,7 +84,8 @@ class Journal:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
                 self._thread.start()
-            self._changed.notify_all()
+            if len(self._unwritten) in {1, MOST_AT_ONCE}:  # for nothing else is waited
+                self._changed.notify_all()
 
     def note(self, words: str) -> None:
         """Keep good news of the background."""

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import redis
-
 from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.errors import SupersededError
 from sam2_backend.messages import ImageJob, ImageReply, WarmJob
-from sam2_backend.queue_format import PREANNOTATE_IMAGE, SEGMENT_IMAGE, WARM_IMAGE, Reply, call_of, drawing_key
+from sam2_backend.queue_format import PREANNOTATE_IMAGE, SEGMENT_IMAGE, WARM_IMAGE, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +64,13 @@ class Order:
     """What is known of a job besides its message.
 
     Attributes:
+        is_superseded: A later click on its drawing came before it was begun.
         let_others: Does what people wait for, and returns; called by slow work at places where the runtime is free for them.
     """
 
     job_id: str
     queue_ms: float
-    connection: redis.Redis
+    is_superseded: bool = False
     let_others: Callable[[], None] = lambda: None
 
 
@@ -97,26 +96,21 @@ def segment_image(job: ImageJob, order: Order) -> ImageReply:
     """Segment, unless a newer click on the same drawing made it pointless.
 
     Raises:
-        SupersededError: a later call wrote its id to the drawing's key.
+        SupersededError: a later click came.
     """
-    if job.drawing and _is_newer(order.connection.get(drawing_key(job.drawing)), order):
+    if order.is_superseded:
         raise SupersededError(_SUPERSEDED)
     return _with_queue_time(_installed().segment(job), order)
 
 
 def segment_images(jobs: Sequence[ImageJob], orders: Sequence[Order]) -> Iterator[list[tuple[int, ImageReply | SupersededError]]]:
     """Segment several images in one go; each answer, with its place, as soon as it is known. What gets none is to be asked for alone."""
-    newest = orders[0].connection.mget([drawing_key(job.drawing) for job in jobs])
-    old = [place for place, job in enumerate(jobs) if job.drawing and _is_newer(newest[place], orders[place])]
+    old = [place for place, order in enumerate(orders) if order.is_superseded]
     if old:
         yield [(place, SupersededError(_SUPERSEDED)) for place in old]
     places = [place for place in range(len(jobs)) if place not in old]
     for replies in _installed().segment_together([jobs[place] for place in places]):
         yield [(places[i], _with_queue_time(reply, orders[places[i]])) for i, reply in replies]
-
-
-def _is_newer(newest: Any, order: Order) -> bool:
-    return isinstance(newest, bytes) and call_of(newest.decode()) != call_of(order.job_id)
 
 
 def warm_image(job: WarmJob, order: Order) -> ImageReply:

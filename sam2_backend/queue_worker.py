@@ -32,6 +32,7 @@ from sam2_backend.queue_format import (
     DATASET_REPLY_TTL_S,
     PREANNOTATE,
     REPLY_TTL_S,
+    drawing_key,
     pack_answer,
     queues_of_people,
     queues_served,
@@ -207,6 +208,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
     def _begin(self, jobs: Sequence[SafeJob]) -> None:
         if not jobs:
             return
+        drawn = [job for job in jobs if job.drawing]
         try:
             with self.connection.pipeline() as pipe:
                 for job in jobs:
@@ -214,10 +216,14 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                     pipe.expire(job.key, _limit_s(job) + _MARGIN_S)
                 self.set_state(RqState.BUSY, pipe)
                 self.set_current_job_id(jobs[0].id, pipe)
-                pipe.execute()
+                for job in drawn:
+                    pipe.get(drawing_key(job.drawing))
+                found = pipe.execute()
         except redis.RedisError:
             self._unsettled |= {job.id: _Unsettled(job.key) for job in jobs}
             raise
+        for job, newest in zip(drawn, found[len(found) - len(drawn) :], strict=True):
+            job.newest = newest
         self._status = replace(self._status, state="busy")
 
     def _finish(self, job: SafeJob, answer: ImageReply | DatasetReply | Sam2BackendError) -> None:

@@ -22,7 +22,7 @@ from sam2_backend.dataset_messages import DatasetJob, DatasetReply
 from sam2_backend.errors import JobRefusedError, QueueDownError, Sam2BackendError
 from sam2_backend.jobs import SERVED, Order
 from sam2_backend.messages import ImageJob, ImageReply, WarmJob, from_wire
-from sam2_backend.queue_format import goes_alone, unpack_job
+from sam2_backend.queue_format import call_of, goes_alone, unpack_job
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ class SafeJob(Job):  # type: ignore[misc]
         """Read a job from Redis without what we never write: callbacks, webhooks, dependencies, repeats, retries."""
         super().restore({name: value for name, value in raw_data.items() if name in _BELIEVED})
         self._call: _Call | None = None
+        #: The id of the newest click on its drawing, read when it was begun.
+        self.newest: bytes | None = None
 
     def click(self) -> ImageJob | None:
         """What to segment, where this is a click that may be done together with others; None: it is something else, or goes alone.
@@ -61,6 +63,15 @@ class SafeJob(Job):  # type: ignore[misc]
         except Exception:
             return None
         return call.message if isinstance(call.message, ImageJob) and not call.is_alone else None
+
+    @property
+    def drawing(self) -> str:
+        """What it is a click on; empty: nothing that a later click would make it pointless by."""
+        try:
+            message = self._read().message
+        except Exception:
+            return ""  # as for `click`
+        return message.drawing if isinstance(message, ImageJob) else ""
 
     def perform(self) -> Any:
         """Refused: rq's own way would import the function that the job names."""
@@ -91,7 +102,9 @@ class SafeJob(Job):  # type: ignore[misc]
 
     def order(self, let_others: Callable[[], None] = lambda: None) -> Order:
         """What its function is told besides the message; the time that it waited ends here."""
-        return Order(self.id, round(max(0.0, time.time() - self._read().sent_at) * 1000, 3), self.connection, let_others)
+        queue_ms = round(max(0.0, time.time() - self._read().sent_at) * 1000, 3)
+        is_superseded = self.newest is not None and call_of(self.newest.decode(errors="replace")) != call_of(self.id)
+        return Order(self.id, queue_ms, is_superseded, let_others)
 
     def _served(self, let_others: Callable[[], None]) -> ImageReply | DatasetReply:
         call = self._read()
