@@ -5,6 +5,7 @@ Connects to nothing until a request needs it, so that /health answers before Red
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -52,6 +53,7 @@ KNOWN_ACTIONS = frozenset(
 )
 _ACTION_FIRST = re.compile(rb'\s*\{\s*"action"\s*:\s*"([A-Z_]{1,40})"\s*[,}]')
 _SESSION = re.compile(r"[0-9a-f]{32}")
+_LAST_WORDS_S = 1.0
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -63,7 +65,7 @@ def create_app(settings: Settings, dispatcher: Dispatcher | None = None, propaga
     app.jinja_env.undefined = StrictUndefined
     dispatcher = dispatcher or Dispatcher(settings)
     web = Web(settings, dispatcher, propagations or Propagations(settings, dispatcher))
-    app.extensions["pushes"], app.extensions["late_predictions"] = web.pushes, web.late_predictions
+    app.extensions |= {"pushes": web.pushes, "late_predictions": web.late_predictions, "journal": web.journal}
     app.before_request(web.admit)
     app.teardown_request(web.dismiss)
     app.after_request(web.count)
@@ -88,6 +90,7 @@ def from_environ() -> Flask:
     app = create_app(settings)
     for name in ("pushes", "late_predictions"):
         app.extensions[name].start()  # what an earlier process owed
+    atexit.register(app.extensions["journal"].flush, _LAST_WORDS_S)
     return app
 
 

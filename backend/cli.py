@@ -134,7 +134,8 @@ def _web(settings: Settings, _options: argparse.Namespace) -> int:
             *(sys.executable, "-m", "gunicorn", "backend.app:from_environ()", "--bind", f"{settings.host}:{settings.port}"),
             *("--config", "python:backend.web_server", "--workers", "1", "--no-control-socket"),
             *("--worker-class", "gthread", "--threads", str(settings.web_threads)),
-            *("--graceful-timeout", str(int(settings.predict_wait_s) + 5), "--timeout", "0", "--log-level", "warning"),
+            *("--graceful-timeout", str(int(settings.predict_wait_s) + 5), "--timeout", "0"),
+            *("--log-level", "warning", "--logger-class", "backend.gunicorn_logs.LineLogger"),
         ],
     )
 

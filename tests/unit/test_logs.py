@@ -98,3 +98,20 @@ def test_ordinary_text_is_left_alone():
     assert logs.scrubber(SECRETIVE)("The token is missing; see https://labelstud.io/guide/ml.html?page=2") == (
         "The token is missing; see https://labelstud.io/guide/ml.html?page=2"
     )
+
+
+@pytest.mark.parametrize("as_json", ["true", "false"])
+def test_the_web_servers_own_lines_have_the_same_form(monkeypatch, capsys, as_json):
+    from gunicorn.config import Config
+
+    from backend.gunicorn_logs import LineLogger
+
+    monkeypatch.setenv("SAM2_LOG_JSON", as_json)
+    monkeypatch.setenv("SAM2_API_KEY", "key-for-robots")
+    LineLogger(Config()).error_log.error("Worker failed to boot: key-for-robots")
+    line = capsys.readouterr().err.strip()
+    assert "key-for-robots" not in line
+    if as_json == "true":
+        assert json.loads(line)["message"] == f"Worker failed to boot: {logs.HIDDEN}"
+    else:
+        assert line.endswith(f"ERROR Worker failed to boot: {logs.HIDDEN}")
