@@ -57,7 +57,7 @@ class Sleeper:
         for place, job in enumerate(jobs):
             yield [(place, self.segment(job))]
 
-    def warm(self, job: WarmJob) -> ImageReply:
+    def warm(self, job: WarmJob, _let_others: Callable[[], None] = lambda: None) -> ImageReply:
         embed_ms = self._embed(job.media.uri)
         return ImageReply("0" * 40, self.model_version, self._name, "none" if embed_ms else "device", timings_ms={"embed": embed_ms})
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,16 +100,22 @@ class Sam2Engine:
         """Folded, on the device; all but the image encoder in fp32."""
         return self._network
 
-    def embed(self, image: NDArray[np.uint8]) -> ImageEmbedding:
+    def embed(self, image: NDArray[np.uint8], let_others: Callable[[], None] | None = None) -> ImageEmbedding:
         """Encode an image.
 
         Args:
             image: (H, W, 3) uint8 RGB, upright.
+            let_others: Called again and again on the way, where that takes seconds: on the CPU. It may decode, and changes nothing here.
 
         Raises:
             GpuMemoryError: the device is full.
         """
-        return self.embed_many([image])[0]
+        if let_others is None or self.device.type != "cpu":
+            return self.embed_many([image])[0]
+        with ExitStack() as hooks:
+            for step in self._network.image_encoder.trunk.steps():
+                hooks.callback(step.register_forward_pre_hook(lambda *_: let_others()).remove)
+            return self.embed_many([image])[0]
 
     @torch.inference_mode()
     def embed_many(self, images: Sequence[NDArray[np.uint8]]) -> list[ImageEmbedding]:

@@ -6,12 +6,13 @@ A job that is taken is in nobody's hands until it is marked as begun; whoever wa
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import redis
 from rq.serializers import JSONSerializer
 
+from sam2_backend.messages import ImageJob
 from sam2_backend.queue_format import QUEUE_TTL_S, private_queue, queue_key
 from sam2_backend.redis_connection import BLOCK_S, as_bytes
 from sam2_backend.safe_job import SafeJob
@@ -50,6 +51,27 @@ class JobSource:
             if jobs := self._read(*first):
                 return self._that_go_together(jobs)
         return []
+
+    def take_clicks(self, is_wanted: Callable[[ImageJob], bool]) -> list[SafeJob]:
+        """Of the first clicks that wait for this worker, those that are wanted; the others stay where they are.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        waiting = self._redis.lrange(self._own_clicks.decode(), 0, self._most_clicks - 1)
+        ids = [as_bytes(job_id) for job_id in waiting] if isinstance(waiting, list) else []
+        if not ids:
+            return []
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hgetall(_record_key(job_id))
+            records = pipe.execute()
+        jobs = [job for job_id, record in zip(ids, records, strict=True) if record and (job := self._job(job_id, record))]
+        wanted = [job for job in jobs if (click := job.click()) and is_wanted(click)]
+        with self._redis.pipeline() as pipe:
+            for job in wanted:
+                pipe.lrem(self._own_clicks.decode(), 1, job.id)
+            return [job for job, n_removed in zip(wanted, pipe.execute(), strict=True) if n_removed]
 
     def put_back(self, jobs: Sequence[SafeJob]) -> None:
         """In front of the clicks that wait for this worker, in their order.

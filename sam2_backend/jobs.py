@@ -52,7 +52,7 @@ class Runtime(Protocol):
     def is_ready(self, job: ImageJob) -> bool: ...
     def segment(self, job: ImageJob) -> ImageReply: ...
     def segment_together(self, jobs: Sequence[ImageJob]) -> Iterator[list[tuple[int, ImageReply]]]: ...
-    def warm(self, job: WarmJob) -> ImageReply: ...
+    def warm(self, job: WarmJob, let_others: Callable[[], None]) -> ImageReply: ...
     def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply: ...
     def usage(self) -> Usage: ...
     @property
@@ -65,7 +65,8 @@ class Order:
 
     Attributes:
         is_superseded: A later click on its drawing came before it was begun.
-        let_others: Does what people wait for, and returns; called by slow work at places where the runtime is free for them.
+        let_others: Does what people wait for, and returns; called by slow work at places where the runtime is free for them. To a warm
+            job, which is in the middle of an encoder run there, these are the clicks whose image is ready.
     """
 
     job_id: str
@@ -114,8 +115,8 @@ def segment_images(jobs: Sequence[ImageJob], orders: Sequence[Order]) -> Iterato
 
 
 def warm_image(job: WarmJob, order: Order) -> ImageReply:
-    """Make and keep the embedding of an image."""
-    return _with_queue_time(_installed().warm(job), order)
+    """Make and keep the embedding of an image; clicks on images that are ready go before, between two steps of the encoder."""
+    return _with_queue_time(_installed().warm(job, order.let_others), order)
 
 
 def preannotate_image(job: DatasetJob, order: Order) -> DatasetReply:

@@ -34,6 +34,7 @@ from sam2_backend.queue_format import (
     REPLY_TTL_S,
     drawing_key,
     pack_answer,
+    private_queue,
     queues_of_people,
     queues_served,
     reply_key,
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.25
 _PUSHES = 20
+#: How often an encoder run that nobody waits for is looked up from.
+_LOOK_EVERY_S = 0.02
 #: How long a started job's record outlives its time limit.
 _MARGIN_S = 60
 _DEFAULT_LIMIT_S = 180
@@ -86,6 +89,8 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         self.birth_date = self.last_heartbeat = now()
         self._status, self._heartbeat_s = status, heartbeat_s
         self._people, self._all = queues_of_people(status.name), queues_served(status.name)
+        self._warm = frozenset(("warm", private_queue("warm", status.name)))
+        self._looked_at = 0.0
         self._source = JobSource(connection, status.name, click_batch)
         self._runtime: Runtime | None = None
         self._should_stop: Callable[[], bool] = lambda: False
@@ -257,11 +262,26 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         except redis.RedisError as error:
             log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
 
+    def _let_ready(self, job_key: str, record_s: int) -> None:
+        """As `_let_people`, in the middle of an encoder run: clicks whose image is embedded, which need the decoder alone."""
+        if time.monotonic() - self._looked_at < _LOOK_EVERY_S or self._runtime is None:
+            return
+        try:
+            while found := self._source.take_clicks(self._runtime.is_ready):
+                with _paused_alarm():
+                    self._do(found, may_stop=False)
+                self.connection.expire(job_key, record_s)
+                self._status = replace(self._status, state="busy")
+        except redis.RedisError as error:
+            log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
+        self._looked_at = time.monotonic()
+
     def _answer(self, job: SafeJob) -> ImageReply | DatasetReply | Sam2BackendError:
         limit_s = _limit_s(job)
         try:
             with self.death_penalty_class(limit_s, JobTimeoutException, job_id=job.id):
-                return job.answer(lambda: self._let_people(job.key, limit_s + _MARGIN_S))
+                let_others = self._let_ready if job.origin in self._warm else self._let_people
+                return job.answer(lambda: let_others(job.key, limit_s + _MARGIN_S))
         except JobTimeoutException:
             log.warning("job %s exceeded its limit of %d s", job.id, limit_s)
             return JobTimedOutError(f"The worker did not finish within {limit_s} s. Click again, or use a smaller model.")

@@ -120,14 +120,17 @@ class Segmenter:
                 return
             yield [(turns[i].place, reply) for i, steps in done if (reply := self._reply_in_turn(turns[i], steps, decoding))]
 
-    def warm(self, job: WarmJob) -> ImageReply:
+    def warm(self, job: WarmJob, let_others: Callable[[], None] | None = None) -> ImageReply:
         """Make and keep the embedding, upright as a browser would show the image, in every tier.
+
+        Args:
+            let_others: Called in the middle of an encoder run; does clicks whose image is ready, and nothing else.
 
         Raises:
             MediaError, GpuMemoryError: as for `segment`.
         """
         clock = Clock()
-        found = self._embedding(job.media, None, clock)
+        found = self._embedding(job.media, None, clock, let_others)
         if found.tier in {"device", "host"}:
             self.embeddings.share(found.key)
         return self._reply("warm", found, clock, ())
@@ -163,7 +166,9 @@ class Segmenter:
             objects = tuple(_finished(self.engine, prompt, step, job) for prompt, step in zip(job.prompts, steps, strict=True))
         return self._reply("segment", found, clock, objects)
 
-    def _embedding(self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: Clock) -> _Found:
+    def _embedding(
+        self, media: MediaRef, shown_size_hw: tuple[int, int] | None, clock: Clock, let_others: Callable[[], None] | None = None
+    ) -> _Found:
         with clock.step("media"):
             key = self._indexed_key(media, shown_size_hw)
         for _ in range(2):
@@ -174,7 +179,7 @@ class Segmenter:
                 key = self._key(file.image_hash, file.info, shown_size_hw)
             try:
                 with clock.step("embed"):
-                    embedding, tier = self.embeddings.get_or_make(key, partial(self._make, media, file, key, clock))
+                    embedding, tier = self.embeddings.get_or_make(key, partial(self._make, media, file, key, clock, let_others))
                 return _Found(key.image_hash, key.text, embedding, tier)
             except _ImageChangedError:
                 key = None
@@ -193,13 +198,15 @@ class Segmenter:
     def _key(self, image_hash: str, info: ImageInfo, shown_size_hw: tuple[int, int] | None) -> EmbeddingKey:
         return EmbeddingKey(image_hash, self.engine.model_id, self.engine.preprocessing, orientation_for(info, shown_size_hw))
 
-    def _make(self, media: MediaRef, file: MediaFile | None, key: EmbeddingKey, clock: Clock) -> ImageEmbedding:
+    def _make(
+        self, media: MediaRef, file: MediaFile | None, key: EmbeddingKey, clock: Clock, let_others: Callable[[], None] | None
+    ) -> ImageEmbedding:
         with clock.step("media"):
             fetched = file or self.store.fetch(media)
             if fetched.image_hash != key.image_hash:
                 raise _ImageChangedError
             image = load_rgb(fetched.data, cast("Orientation", key.orientation), self.max_pixels)
-        return self.embeddings.with_room(lambda: self.engine.embed(image))
+        return self.embeddings.with_room(lambda: self.engine.embed(image, let_others))
 
     def _reply(self, kind: str, found: _Found, clock: Clock, objects: tuple[ObjectMask, ...]) -> ImageReply:
         fields = {"kind": kind, "image": found.image_hash[:6], "prompts": len(objects), "cache": found.tier}

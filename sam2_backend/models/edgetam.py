@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,10 @@ class RepVitTrunk(ImageTrunk):
         self.stages_0, self.stages_1, self.stages_2, self.stages_3 = (
             _Stage(dims[max(i - 1, 0)], dims[i], n_blocks) for i, n_blocks in enumerate(config.stages)
         )
+
+    def steps(self) -> Iterator[nn.Module]:
+        for stage in (self.stages_0, self.stages_1, self.stages_2, self.stages_3):
+            yield from (stage.downsample, *stage.blocks)
 
     def positions(self, side: int) -> Tensor:  # noqa: ARG002  as Hiera's
         """Convolutions know where they are: there is nothing to add."""

@@ -5,6 +5,8 @@ Source: Hiera (arXiv 2306.00989); SAM 2 (arXiv 2408.00714), section 4; sam2/mode
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -84,6 +86,10 @@ class ImageTrunk(nn.Module):
         """What `forward` adds to a side × side token grid; constant for given weights."""
         raise NotImplementedError
 
+    def steps(self) -> Iterator[nn.Module]:
+        """Modules that `forward` goes through one after the other: between them it may pause."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor, positions: Tensor | None = None) -> list[Tensor]:
         """(B, 3, S, S) → (B, S/4, S/4, C), (B, S/8, S/8, 2 C), (B, S/16, S/16, 4 C), (B, S/32, S/32, 8 C)."""
         raise NotImplementedError
@@ -112,6 +118,9 @@ class Trunk(ImageTrunk):
         background = F.interpolate(self.pos_embed, size=(side, side), mode="bicubic")
         n_windows = side // self.pos_embed_window.shape[-1]
         return (background + self.pos_embed_window.tile(1, 1, n_windows, n_windows)).permute(0, 2, 3, 1)
+
+    def steps(self) -> Iterator[nn.Module]:
+        yield from self.blocks
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> list[Tensor]:
         """Encode x; `positions` are those of `positions(S/4)` if they were made before."""

@@ -71,6 +71,20 @@ def together(workers: Workers) -> list[int]:
     return [int(count) for count in workers.connection.lrange("sam2:test:together", 0, -1)]
 
 
+def test_clicks_on_images_that_are_ready_do_not_wait_for_an_image_that_is_embedded_ahead(dispatcher, workers):
+    workers.start("w0")
+    dispatcher.warm([WarmJob(MediaRef(COLD.format("until told")))])
+    until(lambda: workers.connection.exists("sam2:test:warmed"))
+    cold = Background(lambda: dispatcher.segment([job("note:cold", uri=COLD.format(1))], 30))
+    until(lambda: len(workers.waiting("interactive@w0")) == 1)
+    for place in range(3):
+        assert names_in(dispatcher.segment([job(f"note:ready {place}", uri=READY.format(place))], 30)) == ["w0"]
+    assert len(workers.waiting("interactive@w0")) == 1, "it needs an encoder run itself"
+    workers.connection.rpush("sam2:test:go", 1)
+    names_in(cold.result())
+    assert notes(workers) == ["ready 0", "ready 1", "ready 2", "cold"]
+
+
 def test_a_first_click_that_takes_an_encoder_run_does_not_hold_up_the_warm_clicks_behind_it(in_line, workers):
     workers.start("w0")
     calls = in_line(

@@ -95,6 +95,7 @@ def test_workers_give_the_same_mask_whichever_answers(dispatcher, start):
     first.terminate()
     first.wait()
     start(worker_name="cpu1")
+    until(lambda: [worker.name for worker in dispatcher.workers()] == ["cpu1"], 60)
     [other] = dispatcher.segment([click(media)], 60)
     assert (one.worker, other.worker) == ("cpu0", "cpu1")
     assert other.cache == "redis"

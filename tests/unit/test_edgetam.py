@@ -66,6 +66,13 @@ def test_an_embedding_equals_the_reference(engine, reference, photo):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_an_encoder_run_can_let_others_in_between_its_blocks(engine, photo):
+    times: list[int] = []
+    shared = engine.embed(photo, lambda: times.append(1))
+    assert len(times) == len(list(engine.network.image_encoder.trunk.steps())) > 4
+    assert shared.to_bytes() == engine.embed(photo).to_bytes()
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("multimask", [True, False])
 def test_a_click_equals_the_reference(engine, reference, photo, multimask):

@@ -334,3 +334,15 @@ def test_loading_limits_torch_to_the_workers_share_and_says_random(monkeypatch):
     assert loaded.model_version.startswith("random-weights-nano@")
     assert loaded.model_id.startswith("random:nano@")
     loaded.warm_up()
+
+
+def test_an_encoder_run_that_lets_others_decode_in_between_makes_the_same_bytes(engine, photo, embedding):
+    other = np.random.default_rng(1).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    alone, decoded = engine.embed(other), []
+    shared = engine.embed(other, lambda: decoded.append(engine.decode(embedding, **CLICK, size_hw=photo.shape[:2], multimask=True)))
+    assert shared.to_bytes() == alone.to_bytes()
+    assert len(decoded) == sum(RANDOM_CONFIGS["nano"].stages), "between any two blocks"
+    expected = engine.decode(embedding, **CLICK, size_hw=photo.shape[:2], multimask=True)
+    assert all(torch.equal(found.logits, expected.logits) for found in decoded)
+    assert engine.embed(other).to_bytes() == alone.to_bytes()
+    assert len(decoded) == sum(RANDOM_CONFIGS["nano"].stages), "and later runs ask nobody"

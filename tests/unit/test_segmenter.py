@@ -134,6 +134,17 @@ def test_a_warmed_image_is_ready_for_the_first_click(segmenter, store):
     assert store.fetches == 1
 
 
+def test_clicks_on_a_ready_image_are_answered_in_the_middle_of_warming_another(segmenter, store):
+    store.sources["http://images.test/other.jpg"] = jpeg(2)
+    cold = segmenter.segment(click())
+    answers = []
+    reply = segmenter.warm(WarmJob(MediaRef("http://images.test/other.jpg")), lambda: answers.append(segmenter.segment(click())))
+    assert reply.cache == "none"
+    assert len(answers) > 1
+    assert {answer.cache for answer in answers} == {"device"}
+    assert all(answer.masks == cold.masks for answer in answers)
+
+
 def test_warming_what_is_in_memory_gives_it_to_the_tiers_of_others(segmenter, monkeypatch):
     shared: list[str] = []
     monkeypatch.setattr(segmenter.embeddings, "share", shared.append)
