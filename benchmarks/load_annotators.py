@@ -17,8 +17,10 @@ from backend.config_generator import generate
 
 SIZE_WH = (1280, 720)
 #: Medians and spreads of log-normal times, shortest and longest, in seconds.
-LOOK_S, THINK_S = (1.5, 0.4, 0.8, 4.0), (1.0, 0.5, 0.3, 4.0)
-OBJECTS, CLICKS = (1, 3), (1, 4)
+LOOK_S, THINK_S = (2.0, 0.4, 1.0, 5.0), (1.6, 0.5, 0.5, 5.0)
+OBJECTS, CLICKS = (2, 4), (1, 4)
+#: Somebody alone meets nobody, however fast they work: they hurry, so that there is something to count.
+ALONE_PACE = 0.4
 #: What Label Studio sends along of a task that was worked on before.
 BALLAST_BYTES = 20_000
 _WARM_MS = 10.0
@@ -51,12 +53,12 @@ class Tally:
 class Annotator:
     """One person with a browser behind Label Studio."""
 
-    def __init__(self, number: int, address: tuple[str, int], images_url: str, next_task: list[int], tally: Tally) -> None:
-        self._rng = random.Random(number)
+    def __init__(self, number: int, pace: float, address: tuple[str, int], images_url: str, next_task: list[int], tally: Tally) -> None:
+        self._rng, self._pace = random.Random(number), pace
         self._address, self._images_url, self._next_task, self._tally = address, images_url, next_task, tally
 
     async def work(self, ends_at: float) -> None:
-        await asyncio.sleep(self._rng.uniform(0, LOOK_S[0]))
+        await asyncio.sleep(self._pace * self._rng.uniform(0, 4 * LOOK_S[0]))
         while time.monotonic() < ends_at:
             task, self._next_task[0] = self._next_task[0], self._next_task[0] + 1
             self._tally.n_tasks += 1
@@ -76,7 +78,7 @@ class Annotator:
 
     def _pause_s(self, times: tuple[float, float, float, float]) -> float:
         median, spread, least, most = times
-        return min(most, max(least, median * self._rng.lognormvariate(0, spread)))
+        return self._pace * min(most, max(least, median * self._rng.lognormvariate(0, spread)))
 
     def _region(self, region_id: str, *, is_positive: bool) -> str:
         sign, x, y = str(is_positive).lower(), self._rng.uniform(20, 80), self._rng.uniform(20, 80)
@@ -115,7 +117,8 @@ async def _exchange(address: tuple[str, int], body: bytes) -> tuple[str, dict[st
 async def annotate(n_annotators: int, seconds: float, address: tuple[str, int], images_url: str, next_task: list[int]) -> Tally:
     """Have so many people work for so long; a click that was begun is waited for."""
     tally, ends_at = Tally(), time.monotonic() + seconds
-    people = [Annotator(number, address, images_url, next_task, tally) for number in range(n_annotators)]
+    pace = ALONE_PACE if n_annotators == 1 else 1.0
+    people = [Annotator(number, pace, address, images_url, next_task, tally) for number in range(n_annotators)]
     await asyncio.gather(*(person.work(ends_at) for person in people))
     return tally
 
