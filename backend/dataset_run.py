@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend import logs
+from backend.alone import Stopped
 from backend.dispatch import Dispatcher
 from backend.progress import Progress
-from backend.slow_jobs import Stopped
 from backend.task_runner import Outcome
 from sam2_backend.errors import Sam2BackendError
 from sam2_backend.settings import Settings

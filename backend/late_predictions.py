@@ -10,12 +10,13 @@ import threading
 from collections.abc import Callable
 
 from backend import logs
+from backend.alone import Stopped
 from backend.dataset_studio import DatasetStudio
 from backend.dispatch import Dispatcher
 from backend.events import Event, stored_event
 from backend.owed_tasks import Owed
 from backend.preannotator import Preannotator
-from backend.slow_jobs import SlowJobs, Stopped
+from backend.slow_jobs import SlowJobs
 from backend.task_runner import TaskRunner
 from sam2_backend.errors import Sam2BackendError
 from sam2_backend.settings import Settings
@@ -60,6 +61,7 @@ class LatePredictions:
             try:
                 with self._counting:
                     kept = list(self._in_hand)
+                self._owed.renew()
                 self._owed.keep(kept)
                 for owed in self._owed.take(self._free_hands()):
                     with self._counting:

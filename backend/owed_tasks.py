@@ -14,6 +14,7 @@ from typing import Any
 
 from redis import Redis
 
+from backend.promises import Promises
 from backend.prompt_regions import digest
 from sam2_backend.redis_connection import redis_errors_as_ours
 
@@ -61,6 +62,8 @@ class OwedTasks:
 
     def __init__(self, redis: Callable[[], Redis]) -> None:
         self._redis = redis
+        self._promises: Promises[str] = Promises(redis, self._are_known, MOST_OWED)
+        """Of this process: a task as it stands in the list, and its labeling config."""
 
     def owe(self, task_ids: Sequence[int], project: str, label_config: str, model_version: str, due_s: float) -> int:
         """Note tasks; one that is noted stays noted once. Returns how many are not, for want of room.
@@ -72,15 +75,28 @@ class OwedTasks:
             QueueDownError: Redis does not answer.
         """
         config = digest(label_config)
+        members = [Owed(task_id, project, config, model_version).member for task_id in task_ids]
+        for member in members:
+            self._promises.make(member, label_config)
         with redis_errors_as_ours():
-            client = self._redis()
-            room = max(0, MOST_OWED - int(client.zcard(OWED)))
-            members = {Owed(task_id, project, config, model_version).member: time.time() + due_s for task_id in task_ids[:room]}
-            client.set(CONFIG + config, label_config, ex=KEPT_S)
-            if members:
-                client.zadd(OWED, members, nx=True)
-                client.expire(OWED, KEPT_S)
-        return len(task_ids) - len(members)
+            room = max(0, MOST_OWED - int(self._redis().zcard(OWED)))
+            for member in members[room:]:
+                self._promises.settled(member)
+            self._write(members[:room], label_config, due_s)
+        return len(members[room:])
+
+    def renew(self) -> None:
+        """Note again what Redis has lost, or did not take; to be called every second or so.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        with redis_errors_as_ours():
+            by_config: dict[str, list[str]] = {}
+            for member, label_config in self._promises.missing().items():
+                by_config.setdefault(label_config, []).append(member)
+            for label_config, members in by_config.items():
+                self._write(members, label_config, 0.0)
 
     def take(self, count: int) -> list[Owed]:
         """Tasks that are due; they are this process's for a while.
@@ -106,6 +122,7 @@ class OwedTasks:
 
     def settle(self, owed: Owed) -> None:
         """It is owed no more."""
+        self._promises.settled(owed.member)
         with redis_errors_as_ours():
             client = self._redis()
             client.zrem(OWED, owed.member)
@@ -127,6 +144,18 @@ class OwedTasks:
                 return True
         self.settle(owed)
         return False
+
+    def _write(self, members: Sequence[str], label_config: str, due_s: float) -> None:
+        if members:
+            with self._redis().pipeline() as pipe:
+                pipe.set(CONFIG + digest(label_config), label_config, ex=KEPT_S)
+                pipe.zadd(OWED, dict.fromkeys(members, time.time() + due_s), nx=True)
+                pipe.expire(OWED, KEPT_S)
+                pipe.execute()
+            self._promises.written(members)
+
+    def _are_known(self, members: Sequence[str]) -> list[bool]:
+        return [due is not None for due in self._redis().zmscore(OWED, list(members))]
 
     def count(self) -> int:
         """How many tasks are owed."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from backend.slow_jobs import Stopped
+from backend.alone import Stopped
 from sam2_backend.errors import OverloadedError, QueueDownError
 
 T = TypeVar("T")

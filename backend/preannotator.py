@@ -191,7 +191,7 @@ class Preannotator:
             n_lost = self.owed.owe(late, project, label_config, model, _STORED_WITHIN_S + 0.02 * len(late))
         except Sam2BackendError as error:
             problems.append(error.message)
-            return
+            n_lost = 0  # it is remembered, and noted when Redis answers again
         if n_lost:
             problems.append(f"{n_lost} tasks are not annotated: too many wait already. Use `sam2-backend preannotate` for large projects.")
         self.started()

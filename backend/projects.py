@@ -1,7 +1,8 @@
 """What Label Studio said of each project at /setup: the connection's extra parameters, and our judgement of its labeling config.
 
 Owner of `sam2:project:<project>` and `sam2:project-index` in Redis: the newest `MOST_PROJECTS`, each for `KEEP_S` after its last /setup.
-/predict works without any of it; a Redis that does not answer costs a project its extra parameters, and the log says so.
+/predict works without any of it; a Redis that does not answer costs a project its extra parameters where this process does not know them,
+and the log says so.
 """
 
 from __future__ import annotations
@@ -131,7 +132,10 @@ class ProjectStore:
         if age_s > FRESH_S:
             try:
                 text: Any = self._redis().get(KEY + name)
-                project = Project.from_json(text) if text else None
+                if text:
+                    project = Project.from_json(text)
+                elif project and time.time() - project.seen_at < KEEP_S:
+                    self._write(project)  # a Redis that lost its data: what /setup said holds on
             except (RedisError, QueueError, OSError, ValueError, KeyError, TypeError) as error:
                 logs.event(log, "project_not_read", {"project": name, "reason": type(error).__name__}, level=logging.WARNING)
             self._note(name, project)

@@ -21,6 +21,7 @@ from redis import Redis, RedisError
 from backend import logs
 from backend.events import Event, stored_event
 from backend.label_studio import LabelStudio
+from backend.promises import Promises
 from backend.prompt_regions import digest
 from sam2_backend.errors import QueueError, Sam2BackendError
 from sam2_backend.settings import Settings
@@ -33,6 +34,8 @@ LOOK_EVERY_S = 2.0
 LOCKED_S = 120
 """Longer than a push takes; when its process died, another may try after this."""
 MOST_PUSHES = 1000
+MOST_REMEMBERED = 256
+"""Of what a process owes, so many it can write down again for a Redis that lost its data."""
 MOST_ATTEMPTS = 12
 LONGEST_PAUSE_S = 600.0
 
@@ -44,6 +47,7 @@ class Request:
     Attributes:
         task: `id` and `data`.
         model_version: Of the workers when it was asked.
+        extra_params: The connection's when it was asked, as JSON text.
     """
 
     task: dict[str, Any]
@@ -51,6 +55,7 @@ class Request:
     context: dict[str, Any]
     project: str
     model_version: str
+    extra_params: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +66,20 @@ class Prediction:
     score: float
 
 
-class Sessions(Protocol):
-    """What is asked of the propagations."""
+class Tracking(Protocol):
+    """What is asked of those who track."""
 
     def recent(self) -> list[PropagationState]: ...
+    def begin(self, request: Request) -> None: ...
+    def whole(self, request: Request) -> Prediction | None: ...
 
 
 class Pushes:
     """What is owed to Label Studio."""
 
-    def __init__(
-        self, settings: Settings, redis: Callable[[], Redis], sessions: Sessions, whole: Callable[[Request], Prediction | None]
-    ) -> None:
-        self._settings = settings
-        self._redis = redis
-        self._sessions = sessions
-        self._whole = whole
+    def __init__(self, settings: Settings, redis: Callable[[], Redis], tracking: Tracking) -> None:
+        self._settings, self._redis, self._tracking = settings, redis, tracking
+        self._promises: Promises[bytes] = Promises(redis, self._are_known, MOST_REMEMBERED)
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -101,10 +104,8 @@ class Pushes:
             return
         name = digest(*sessions)
         record = zlib.compress(json.dumps({"sessions": list(sessions), "attempts": 0, "request": asdict(request)}).encode(), 1)
-        client = self._redis()
-        client.set(KEY + name, record, ex=self._settings.propagate_idle_s)
-        client.zadd(INDEX, {name: time.time()}, nx=True)
-        client.zremrangebyrank(INDEX, 0, -MOST_PUSHES - 1)
+        self._promises.make(name, record)
+        self._write(name, record)
         self.start()
 
     def settle(self, sessions: Sequence[str]) -> None:
@@ -126,11 +127,12 @@ class Pushes:
 
     def look(self) -> int:
         """Push what is due and done; how many were pushed."""
+        self._renew()
         client = self._redis()
         due: Any = client.zrangebyscore(INDEX, 0, time.time())
         if not due:
             return 0
-        phases = {state.session: state.phase for state in self._sessions.recent()}
+        phases = {state.session: state.phase for state in self._tracking.recent()}
         return sum(self._attend(_text(name), phases) for name in due)
 
     def _watch(self) -> None:
@@ -146,6 +148,28 @@ class Pushes:
             except Exception:
                 log.exception("pushes")
 
+    def _renew(self) -> None:
+        """What Redis has lost is tracked anew, and owed again."""
+        for name, raw in self._promises.missing().items():
+            record = _unpacked(raw)
+            try:
+                self._tracking.begin(Request(**record["request"]))
+                self._write(name, raw)
+            except QueueError:
+                raise
+            except Sam2BackendError as error:
+                self._drop(name, record, error.message)
+
+    def _write(self, name: str, record: bytes) -> None:
+        client = self._redis()
+        client.set(KEY + name, record, ex=self._settings.propagate_idle_s)
+        client.zadd(INDEX, {name: time.time()}, nx=True)
+        client.zremrangebyrank(INDEX, 0, -MOST_PUSHES - 1)
+        self._promises.written([name])
+
+    def _are_known(self, names: Sequence[str]) -> list[bool]:
+        return [score is not None for score in self._redis().zmscore(INDEX, list(names))]
+
     def _attend(self, name: str, phases: Mapping[str, str]) -> bool:
         """Whether it was pushed now."""
         client = self._redis()
@@ -153,7 +177,7 @@ class Pushes:
         if raw is None:
             client.zrem(INDEX, name)
             return False
-        record = json.loads(zlib.decompress(raw))
+        record = _unpacked(raw)
         found = {phases.get(session, "gone") for session in record["sessions"]}
         if found & {"gone", "failed", "cancelled"}:
             self._drop(name, record, "its propagation is " + ", ".join(sorted(found - {"done", "waiting", "running"})))
@@ -169,7 +193,7 @@ class Pushes:
             return False
         request = Request(**record["request"])
         try:
-            prediction = self._whole(request)
+            prediction = self._tracking.whole(request)
             if prediction is None:
                 self._drop(name, record, "its results are gone")
                 return False
@@ -211,9 +235,15 @@ class Pushes:
         self.record(Event("push", "failed", words, request["project"], str(request["task"]["id"])))
 
     def _forget(self, name: str) -> None:
+        self._promises.settled(name)
         client = self._redis()
         client.delete(KEY + name)
         client.zrem(INDEX, name)
+
+
+def _unpacked(raw: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(zlib.decompress(raw))
+    return record
 
 
 def _text(name: str | bytes) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 import redis
 
+from backend.alone import Locks, Stopped
 from backend.dispatch import Dispatcher
 from backend.pending import PendingDataset, PendingWarm, lost_among
 from sam2_backend.dataset_messages import DatasetJob, DatasetReply
@@ -23,12 +24,6 @@ from sam2_backend.messages import ImageReply, WarmJob, to_wire
 from sam2_backend.queue_format import choose_worker, digest, queue_key
 from sam2_backend.redis_connection import BLOCK_S, redis_errors_as_ours
 from sam2_backend.settings import Settings
-
-_ALONE, _ALONE_S, _PAUSE_S = "sam2:alone:", 120, 0.1
-
-
-class Stopped(Exception):  # noqa: N818  not an error: somebody asked for it
-    """Whoever waited was told to stop."""
 
 
 def dataset_job(job: DatasetJob, *belongs_to: object) -> PendingDataset:
@@ -45,6 +40,7 @@ class SlowJobs:
 
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
+        self.locks = Locks(dispatcher.redis)
         self._limit_s = settings.preannotate_limit_s
         # Often enough to notice a death soon after its record ends, seldom enough to cost nothing.
         self._look_every_s = min(BLOCK_S, settings.heartbeat_s * BEATS_UNTIL_DEAD / 2)
@@ -102,25 +98,6 @@ class SlowJobs:
         if jobs:
             with suppress(redis.RedisError):
                 self._dispatcher.redis().delete(*(job.reply_key for job in jobs))
-
-    @contextmanager
-    def alone(self, name: str, stopped: threading.Event) -> Iterator[None]:
-        """Keep others who come with the same name waiting, on whatever machine, until this ends or two minutes are over.
-
-        Raises:
-            Stopped: the event was set while others were at it.
-            QueueDownError: Redis does not answer.
-        """
-        client, key = self._dispatcher.redis(), _ALONE + digest(name)
-        with redis_errors_as_ours():
-            while not client.set(key, 1, nx=True, ex=_ALONE_S):
-                if stopped.wait(_PAUSE_S):
-                    raise Stopped
-        try:
-            yield
-        finally:
-            with suppress(redis.RedisError):  # it ends by itself
-                client.delete(key)
 
     def withdraw(self, job: PendingDataset | PendingWarm) -> None:
         """Take a job off its queue; one that a worker has in hand is finished.

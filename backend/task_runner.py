@@ -78,7 +78,7 @@ class TaskRunner:
         replies = self._replies(plan)
         prediction = self._planner.prediction(plan, replies)
         score = prediction.score if prediction.result else None
-        with self._jobs.alone(f"{self._studio.base_url} {plan.task_id}", self._stopped):
+        with self._jobs.locks.alone(f"{self._studio.base_url} {plan.task_id}", self._stopped):
             is_new = self._studio.store_once(plan.task_id, prediction.result, score, self.version, self._replaces)
         self._jobs.forget([page.pending for page in plan.pages])
         return Outcome(

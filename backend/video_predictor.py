@@ -56,7 +56,7 @@ class VideoPredictor:
         self._model_version = model_version
         self._extra_params = extra_params
         self.propagations = propagations
-        self.pushes = Pushes(settings, redis, propagations, self.whole)
+        self.pushes = Pushes(settings, redis, self)
 
     def concerns(self, label_config: str, context: Mapping[str, Any], project: str) -> bool:
         """Whether a context is answered here.
@@ -73,7 +73,8 @@ class VideoPredictor:
             RequestError: a region, the task or the labeling config cannot be used.
             MediaError, QueueError, ModelError: as the worker or the queue says.
         """
-        request = Request({"id": task.get("id"), "data": task.get("data")}, label_config, dict(context), project, self._model_version())
+        asked = {"id": task.get("id"), "data": task.get("data")}, label_config, dict(context), project
+        request = Request(*asked, self._model_version(), self._extra_params(project))
         plans = self._plans(request)
         deadline = time.monotonic() + min(self._settings.propagate_wait_s, self._settings.predict_wait_s)
         jobs = [plan.job for plan in plans if plan.job]
@@ -90,6 +91,16 @@ class VideoPredictor:
             self.pushes.owe(list(by_session), request)
         return Click([{"result": prediction.result, "score": prediction.score}], facts=_facts(request, plans, states, prediction))
 
+    def recent(self) -> list[PropagationState]:
+        """All propagations that are kept, without their tracks."""
+        return self.propagations.recent()
+
+    def begin(self, request: Request) -> None:
+        """Have a request's propagations worked on, or on; returns at once. Errors as `track`."""
+        for plan in self._plans(request):
+            if plan.job:
+                self.propagations.start(plan.job)
+
     def whole(self, request: Request) -> Prediction | None:
         """What a request gives now that its propagations are done; None: they are not, or their results are gone."""
         plans = self._plans(request)
@@ -98,8 +109,8 @@ class VideoPredictor:
         return self._shown(plans, done) if len(done) == len(states) and states else None
 
     def _plans(self, request: Request) -> list[Plan]:
-        config, extra_params = parse_label_config(request.label_config), self._extra_params(request.project)
-        return self._planner.plans(Asked(request.task, config, request.context, request.project, extra_params, request.model_version))
+        config, params = parse_label_config(request.label_config), request.extra_params
+        return self._planner.plans(Asked(request.task, config, request.context, request.project, params, request.model_version))
 
     def _shown(self, plans: Sequence[Plan], states: Mapping[str, PropagationState]) -> Prediction:
         result: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ import redis
 
 from sam2_backend.errors import JobRefusedError
 from sam2_backend.messages import WorkerStatus, from_wire, to_wire
-from sam2_backend.queue_format import MODEL_VERSION, PRIVATE_KINDS, WORKERS, private_queue, queue_key, worker_key
+from sam2_backend.queue_format import MODEL_VERSION, PRIVATE_KINDS, SHARED_QUEUES, WORKERS, private_queue, queue_key, worker_key
 from sam2_backend.redis_connection import as_bytes
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,23 @@ def bury(connection: redis.Redis, name: str) -> None:
         log.info("worker %s is gone; %d waiting jobs were handed on", name, sum(lengths))
 
 
+def forget_registered(connection: redis.Redis) -> None:
+    """Take workers that died off rq's lists: it lists each process for ever, and nothing else would."""
+    lists = ["rq:workers", *(f"rq:workers:{queue}" for queue in SHARED_QUEUES)]
+    listed = [as_bytes(key) for key in connection.smembers(lists[0])]
+    with connection.pipeline(transaction=False) as pipe:
+        for key in listed:
+            pipe.exists(key)
+        dead = [key for key, is_there in zip(listed, pipe.execute(), strict=True) if not is_there]
+    if dead:
+        with connection.pipeline(transaction=False) as pipe:
+            for key in dead:
+                name = key.decode().removeprefix("rq:worker:").partition(":")[0]
+                for each in (*lists, *(f"rq:workers:{private_queue(kind, name)}" for kind in PRIVATE_KINDS)):
+                    pipe.srem(each, key)
+            pipe.execute()
+
+
 def _read(name: str, record: bytes) -> WorkerStatus | None:
     try:
         return from_wire(WorkerStatus, json.loads(record))
@@ -106,6 +123,7 @@ class Heartbeat:
                 beats += 1
                 if beats % BEATS_UNTIL_DEAD == 0:
                     live_workers(self._redis)
+                    forget_registered(self._redis)
             except redis.RedisError as error:
                 log.debug("a heartbeat was skipped: %s", type(error).__name__)
             except Exception:

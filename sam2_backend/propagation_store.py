@@ -68,12 +68,13 @@ if phase == 'waiting' or phase == 'running' then
 end
 """
 
-# Its holder is dead. KEYS: state, owner, waiting, running. ARGV: session, the dead holder's token or '', most deaths, error.
+# Its holder is dead, or no longer knows of it. KEYS: state, owner, waiting, running.
+# ARGV: session, the holder's token or '', most deaths, error, deaths to count.
 _REQUEUE = """
 if (redis.call('GET', KEYS[2]) or '') ~= ARGV[2] then return 0 end
 redis.call('DEL', KEYS[2]); redis.call('SREM', KEYS[4], ARGV[1])
 if redis.call('HGET', KEYS[1], 'phase') ~= 'running' then return 0 end
-if redis.call('HINCRBY', KEYS[1], 'deaths', 1) >= tonumber(ARGV[3]) then
+if redis.call('HINCRBY', KEYS[1], 'deaths', ARGV[5]) >= tonumber(ARGV[3]) then
   redis.call('HSET', KEYS[1], 'phase', 'failed', 'worker', '', 'error', ARGV[4])
   return 0
 end
@@ -154,11 +155,12 @@ class SessionStore:
             pipe.zrem(USED, session)
             pipe.execute()
 
-    def requeue_lost(self, live_incarnations: Callable[[], Collection[str]]) -> int:
+    def requeue_lost(self, live_incarnations: Callable[[], Collection[str]], free_handed: str = "") -> int:
         """Put sessions whose worker is dead back in front of those that wait, each once however many notice.
 
         Args:
             live_incarnations: Reads who lives, see `liveness.incarnation`; asked only where somebody holds a session.
+            free_handed: The incarnation that asks, with nothing in hand: what it is said to hold was lost on the way, not by a death.
 
         Returns:
             How many.
@@ -167,9 +169,10 @@ class SessionStore:
         live = live_incarnations() if held else ()  # read after the holders: who took one up since then is not taken for dead
         count = 0
         for session, token in held:
-            if token.rpartition("/")[0] not in live:
+            holder = token.rpartition("/")[0]
+            if holder not in live or holder == free_handed:
                 keys = SessionKeys(session)
-                arguments: list[str | int] = [session, token, MOST_DEATHS, _DIED]
+                arguments: list[str | int] = [session, token, MOST_DEATHS, _DIED, int(not free_handed or holder != free_handed)]
                 count += int(self._requeue(keys=[keys.state, keys.owner, WAITING, RUNNING], args=arguments))
         return count
 

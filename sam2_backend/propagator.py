@@ -174,8 +174,7 @@ class Propagator:
             self._let_go(held)
 
     def _take_up(self, incarnation: str) -> None:
-        # With nothing in hand, what Redis says that this process holds was lost on the way.
-        self._claims.store.requeue_lost(lambda: self._live_incarnations() - {incarnation})
+        self._claims.store.requeue_lost(self._live_incarnations, free_handed=incarnation)
         if not self._claims.store.is_any_waiting():
             return
         models = {worker.model_version for worker in self._live_workers()} - {self._model_version, ""}
@@ -215,6 +214,10 @@ class Propagator:
             next(held.pieces)
         except StopIteration:
             self._finish(held)
+        except (redis.ConnectionError, redis.TimeoutError):
+            # The generator has ended with it. What nobody has in hand is found to be lost, and gone on with from the last save.
+            self._let_go(held)
+            raise
         except redis.RedisError as error:
             # Not for the loop: the generator has ended with it.
             raise QueueDownError("Redis did not answer the worker. `sam2-backend doctor` checks it.") from error

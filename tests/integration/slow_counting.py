@@ -1,6 +1,7 @@
 """Stands in for a propagation where there is no model: counts frames, and what it finds on one depends on all frames before it.
 
-A frame that is left out, done twice or done on another's memory changes everything after it. The job's title tells how: `frame_s=0.05`;
+A frame that is left out, done twice or done on another's memory changes everything after it. The job's title tells how: `frame_s=0.05`
+(else FRAME_S of the environment);
 `die=7` ends the process at frame 7, `fail=7` raises there, `open=CODE` fails to open, `salt=X` changes all that is found, `bank=N` adds N bytes to the bank. Every frame that is done is noted in
 `sam2:test:frames` as `WORKER FRAME`.
 """
@@ -78,7 +79,7 @@ class SlowCounting:
         self._redis.incr("sam2:test:closed")
 
     def _obey(self, frame: int) -> None:
-        time.sleep(float(self._wishes.get("frame_s", 0)))
+        time.sleep(float(self._wishes.get("frame_s", os.environ.get("FRAME_S", "0"))))
         if self._wishes.get("die") == str(frame):
             os._exit(1)
         if self._wishes.get("fail") == str(frame):

@@ -16,11 +16,20 @@ SESSION = "ab" * 16
 RESULT = [{"id": "r1", "type": "videorectangle", "value": {"sequence": [{"frame": 1, "x": 0.1}]}}]
 
 
-class Sessions:
+class Tracking:
     phase = "running"
+
+    def __init__(self):
+        self.begun = []
 
     def recent(self):
         return [PropagationState(SESSION, self.phase)]
+
+    def begin(self, request):
+        self.begun.append(request)
+
+    def whole(self, _request):
+        return Prediction(RESULT, 0.5)
 
 
 class Studio:
@@ -48,8 +57,8 @@ def tiers(settings, monkeypatch):
     monkeypatch.setattr(pushes, "LabelStudio", Studio)
     monkeypatch.setattr(Pushes, "start", lambda _self: None)
     told = dataclasses.replace(settings, label_studio_url="http://studio.test", label_studio_api_key="x")
-    dispatchers, sessions = [Dispatcher(told) for _ in range(4)], Sessions()
-    yield [Pushes(told, dispatcher.redis, sessions, lambda _request: Prediction(RESULT, 0.5)) for dispatcher in dispatchers], sessions
+    dispatchers, sessions = [Dispatcher(told) for _ in range(4)], Tracking()
+    yield [Pushes(told, dispatcher.redis, sessions) for dispatcher in dispatchers], sessions
     for dispatcher in dispatchers:
         dispatcher.close()
 
@@ -96,3 +105,33 @@ def test_an_answer_that_was_whole_settles_the_debt_for_all(tiers):
     sessions.phase = "done"
     assert sum(tier.look() for tier in several) == 0
     assert not Studio.predictions
+
+
+def test_what_a_redis_has_lost_is_tracked_anew_and_pushed_once(tiers, redis_server):
+    several, tracking = tiers
+    for tier in several:
+        tier.look()
+    several[0].owe([SESSION], request())
+    with redis_server.connect() as connection:
+        connection.flushall()
+    assert sum(tier.look() for tier in several) == 0
+    assert tracking.begun == [request()], "by the one that owed it"
+    tracking.phase = "done"
+    assert sum(tier.look() for tier in several) == 1
+    assert sum(tier.look() for tier in several) == 0
+    assert len(Studio.predictions) == 1
+    with redis_server.connect() as connection:
+        assert not connection.exists(INDEX)
+
+
+def test_what_another_process_has_pushed_is_not_owed_again(tiers, redis_server, monkeypatch):
+    monkeypatch.setattr("backend.promises._TIDY_EVERY_S", 0.0)
+    several, tracking = tiers
+    several[0].owe([SESSION], request())
+    tracking.phase = "done"
+    assert several[1].look() == 1
+    several[0].look()
+    with redis_server.connect() as connection:
+        connection.flushall()
+    assert sum(tier.look() for tier in several) == 0
+    assert not tracking.begun

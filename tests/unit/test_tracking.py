@@ -108,6 +108,13 @@ class FakeRedis:
     def get(self, key):
         return self.values.get(key)
 
+    def getex(self, key, ex=None):
+        assert ex
+        return self.values.get(key)
+
+    def zmscore(self, _key, names):
+        return [self.due.get(name) for name in names]
+
     def exists(self, key):
         return int(key in self.values)
 
