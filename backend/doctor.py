@@ -171,7 +171,7 @@ def _label_studio(settings: Settings, project_id: int | None) -> Iterator[Findin
         yield Finding(
             "wrong",
             "Label Studio",
-            "LABEL_STUDIO_URL is not set, so uploads cannot be read. Set it to Label Studio's address as this machine sees it.",
+            "LABEL_STUDIO_URL is not set, so uploads cannot be read and the next tasks are not embedded ahead. Set it to Label Studio's address as this machine sees it.",
         )
         return
     client = LabelStudio(settings.label_studio_url, settings.label_studio_api_key, timeout_s=10)
@@ -186,11 +186,18 @@ def _label_studio(settings: Settings, project_id: int | None) -> Iterator[Findin
             return
         kind = "a legacy token" if jwt_claims(settings.label_studio_api_key) is None else "a personal access token"
         yield Finding("ok", "token", f"valid, {kind} of {client.whoami().get('email', 'a user without an e-mail address')}")
+        yield _next_tasks(settings)
         projects = [client.project(project_id)] if project_id is not None else list(client.projects())
         for project in projects:
             yield from _project(client, project, is_asked_for=project_id is not None)
     finally:
         client.close()
+
+
+def _next_tasks(settings: Settings) -> Finding:
+    if not settings.warm_next_tasks:
+        return Finding("note", "next tasks", "their images are not embedded ahead, because SAM2_WARM_NEXT_TASKS is 0.")
+    return Finding("ok", "next tasks", f"the images of the next {settings.warm_next_tasks} or more are embedded before anyone opens them")
 
 
 def _project(client: LabelStudio, project: dict[str, Any], *, is_asked_for: bool) -> Iterator[Finding]:

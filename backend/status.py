@@ -107,10 +107,10 @@ def _random_weights(workers: Sequence[WorkerStatus]) -> list[str]:
 def _label_studio(settings: Settings, projects: Sequence[Project]) -> list[str]:
     if projects and not settings.label_studio_url:
         return [
-            "LABEL_STUDIO_URL is not set: uploaded and cloud images of the connected projects cannot be fetched. Set it to an address of Label Studio that this machine reaches, and LABEL_STUDIO_API_KEY to a token."
+            "LABEL_STUDIO_URL is not set: uploaded and cloud images of the connected projects cannot be fetched, and the next tasks are not embedded ahead. Set it to an address of Label Studio that this machine reaches, and LABEL_STUDIO_API_KEY to a token."
         ]
     if settings.label_studio_url and not settings.label_studio_api_key:
-        return ["LABEL_STUDIO_API_KEY is not set: Label Studio will refuse to hand out uploaded images. Set it to an access token."]
+        return ["LABEL_STUDIO_API_KEY is not set: Label Studio will refuse to hand out uploaded images and to say which tasks come next. Set it to an access token."]
     return []
 
 
