@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -11,16 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    BertConfig,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    GroundingDinoImageProcessorPil,
-    Owlv2Config,
-    Owlv2ForObjectDetection,
-    Owlv2ImageProcessorPil,
-    SwinConfig,
-)
+from transformers import GroundingDinoImageProcessorPil, Owlv2ImageProcessorPil
 
 from sam2_backend import detector as module
 from sam2_backend.dataset_messages import LabelText
@@ -28,17 +18,11 @@ from sam2_backend.detector import GroundingDino, Owlv2, load_detector
 from sam2_backend.errors import DetectorError
 from sam2_backend.text_tokens import caption_groups, usable_texts
 
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny_detectors import CLS, SEP, STOP, grounding_dino, owlv2
+
 CPU = torch.device("cpu")
 TEXTS = [LabelText("Animal", "a cat"), LabelText("Cup", "coffee cup"), LabelText("Rocket", "rocket")]
-WORDS = ["a", "cat", "coffee", "cup", "rocket", "dog"]
-CLS, SEP, STOP = 101, 102, 1012  # as in BERT's vocabulary; Grounding DINO knows them by number
-
-
-def noise(model: torch.nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-        parameter.data.normal_(0, 1.5 / math.sqrt(max(fan_in, 1)), generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -48,51 +32,12 @@ def photo() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def dino_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("dino")
-    vocabulary = [f"[unused{i}]" for i in range(1030)]
-    vocabulary[0], vocabulary[100], vocabulary[CLS], vocabulary[SEP], vocabulary[STOP] = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "."
-    vocabulary += WORDS
-    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
-    sizes = {"d_model": 32, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 30}
-    text = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    backbone = SwinConfig(
-        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=4, out_features=["stage2", "stage3", "stage4"]
-    )
-    config = GroundingDinoConfig(
-        backbone_config=backbone, text_config=text, encoder_attention_heads=2, decoder_attention_heads=2, max_text_len=64, **sizes
-    )
-    model = GroundingDinoForObjectDetection(config).eval()
-    noise(model, 1)
-    model.save_pretrained(folder)
-    return folder
+    return grounding_dino(tmp_path_factory.mktemp("dino"))
 
 
 @pytest.fixture(scope="module")
 def owl_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("owl")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    entries = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "!"}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "CLIPTokenizer"} | special | {"pad_token": "<|endoftext|>"})
-    )
-    text = {"vocab_size": len(entries), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text |= {"max_position_embeddings": 16, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 96,
-        "patch_size": 16,
-    }
-    model = Owlv2ForObjectDetection(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32)).eval()
-    noise(model, 2)
-    model.save_pretrained(folder)
-    return folder
+    return owlv2(tmp_path_factory.mktemp("owl"))
 
 
 @pytest.fixture(scope="module")
