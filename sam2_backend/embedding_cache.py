@@ -20,7 +20,7 @@ import redis
 import torch
 
 from sam2_backend.embedding import FORMAT
-from sam2_backend.embedding_redis import RedisTier
+from sam2_backend.embedding_redis import RedisTier, Turn
 from sam2_backend.embedding_tier import LowerTier
 from sam2_backend.engine import ImageEmbedding
 from sam2_backend.errors import GpuMemoryError
@@ -183,7 +183,9 @@ class EmbeddingCache:
             return CacheStats(self._on_device.used_bytes, self._on_host.used_bytes, dict(self._hits))
 
     def close(self, wait_s: float = 10.0) -> None:
-        """Let the tiers below Redis write what waits, for so long at most. The last call."""
+        """Let the tiers of others write what waits, each for so long at most. The last call."""
+        if self._in_redis:
+            self._in_redis.settle()
         for tier in self._below:
             tier.close(wait_s)
 
@@ -197,37 +199,31 @@ class EmbeddingCache:
             return embedding, "device"
         if data is not None:
             return self._keep(name, ImageEmbedding.from_bytes(data, self._device, self._dtype), data), "host"
-        with self._in_redis.wait_or_lead(name) if self._in_redis else nullcontext() as data:
-            embedding = self._revive(data, "redis")
-            if embedding is not None and data is not None:
-                self._offer_below(name, data)
-                return self._keep(name, embedding, data), "redis"
-            return self._find_below_or_make(name, make)
+        with self._in_redis.turn(name) if self._in_redis else nullcontext(Turn(None)) as turn:
+            embedding = self._revive(turn.found, "redis")
+            if embedding is not None and turn.found is not None:
+                self._offer_below(name, turn.found)
+                return self._keep(name, embedding, turn.found), "redis"
+            embedding, turn.made, tier = self._find_below_or_make(name, make)
+            return self._keep(name, embedding, turn.made), tier
 
-    def _find_below_or_make(self, name: str, make: Callable[[], ImageEmbedding]) -> tuple[ImageEmbedding, CacheTier]:
+    def _find_below_or_make(self, name: str, make: Callable[[], ImageEmbedding]) -> tuple[ImageEmbedding, bytes | None, CacheTier]:
+        """The embedding, its bytes if a tier of others wants them, and where it was found."""
         for tier in self._below:
             data = tier.get(name)
             embedding = self._revive(data, tier.name)
             if embedding is not None and data is not None:
-                if self._in_redis:
-                    self._in_redis.put(name, data)
                 self._offer_below(name, data)
-                return self._keep(name, embedding, data), tier.name
+                return embedding, data, tier.name
             if data is not None:
                 tier.forget(name)
         embedding = make()
-        return self._keep(name, embedding, self._publish(name, embedding)), "none"
-
-    def _publish(self, name: str, embedding: ImageEmbedding) -> bytes | None:
-        """Put a new embedding into every tier from Redis down; its bytes, where there is such a tier."""
         if self._in_redis is None and not self._below:
-            return None
+            return embedding, None, "none"
         data = embedding.to_bytes()
-        if self._in_redis:
-            self._in_redis.put(name, data)
         for tier in self._below:
             tier.put(name, data)
-        return data
+        return embedding, data, "none"
 
     def _offer_below(self, name: str, data: bytes) -> None:
         for tier in self._below:

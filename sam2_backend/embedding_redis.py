@@ -1,4 +1,8 @@
-"""The tier of embeddings that all workers share through Redis, and who of them makes the next one."""
+"""The tier of embeddings that all workers share through Redis, and whose turn it is to make one.
+
+Writing 8 MiB takes Redis longer than reading them from a disk, so whoever made an embedding goes on with it; a thread writes it meanwhile and
+gives up the turn afterwards, and whoever waits for the turn finds it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 import redis
 
@@ -16,6 +21,8 @@ log = logging.getLogger(__name__)
 #: A maker that dies is noticed after this long; it renews three times as often.
 MAKING_TTL_MS = 3000
 _POLL_S = 0.02
+#: Each takes a connection of the worker's pool, and holds its bytes; whoever makes more waits.
+_PUTS_AT_A_TIME = 2
 
 # KEYS: blob, order (zset by time), sizes (hash), total. ARGV: data, now, member, budget, prefix of blobs.
 _PUT = """
@@ -38,6 +45,20 @@ return 1
 """
 
 
+@dataclass(slots=True)
+class Turn:
+    """One caller's turn at an image.
+
+    Attributes:
+        found: What somebody has put; None: it is this caller's to make.
+        made: Set by the caller within the turn: what to put.
+    """
+
+    found: bytes | None
+    made: bytes | None = None
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+
 class RedisTier:
     """Blobs with a byte budget and LRU order kept by one script, so that a crash cannot leave blob and book apart for long."""
 
@@ -47,6 +68,8 @@ class RedisTier:
     def __init__(self, connection: redis.Redis, budget_bytes: int) -> None:
         self._redis, self._budget_bytes = connection, budget_bytes
         self._put = connection.register_script(_PUT)
+        self._puts = threading.Semaphore(_PUTS_AT_A_TIME)
+        self._keepers: set[threading.Thread] = set()
 
     def holds(self, name: str) -> bool:
         """Whether it is here; a Redis that is away is not asked for more, and counts as having it."""
@@ -65,25 +88,28 @@ class RedisTier:
             log.warning("an embedding was not shared through Redis: %s", error)
 
     @contextmanager
-    def wait_or_lead(self, name: str) -> Iterator[bytes | None]:
-        """Yields the blob, once somebody has it; or None, with the lock held if Redis answers, when it is this caller's to make."""
+    def turn(self, name: str) -> Iterator[Turn]:
+        """Waits until somebody has put it, or it is this caller's to make; or, where Redis does not answer, for nothing."""
         token = uuid.uuid4().hex
-        stop = threading.Event()
         try:
-            data, leads = self._blob_or_lock(name, token)
+            found, leads = self._blob_or_lock(name, token)
         except redis.RedisError as error:
             log.warning("the Redis tier of the embedding cache does not answer: %s", error)
-            data, leads = None, False
-        renewer = threading.Thread(target=self._renew, args=(name, stop), daemon=True) if leads else None
-        if renewer:
-            renewer.start()
-        try:
-            yield data
-        finally:
-            stop.set()
-            if renewer:
-                renewer.join()
-                self._unlock(name, token)
+            yield Turn(None)
+            return
+        turn = Turn(found)
+        if leads:
+            with self._kept(name, token, turn):
+                yield turn
+        else:
+            yield turn
+            if turn.made is not None:  # what was found is damaged
+                self.put(name, turn.made)
+
+    def settle(self) -> None:
+        """Returns when what was made so far is put, or Redis did not take it."""
+        for keeper in tuple(self._keepers):
+            keeper.join()
 
     def _get(self, name: str) -> bytes | None:
         data = self._redis.get(self.PREFIX + name)
@@ -106,16 +132,40 @@ class RedisTier:
                 return data, False
             time.sleep(_POLL_S)
 
-    def _renew(self, name: str, stop: threading.Event) -> None:
-        while not stop.wait(MAKING_TTL_MS / 3000):
+    @contextmanager
+    def _kept(self, name: str, token: str, turn: Turn) -> Iterator[None]:
+        """The lock is held from here until the turn is over and what was made is written, for which nobody waits here."""
+        keeper = threading.Thread(target=self._keep, args=(name, token, turn), name="redis-keeper", daemon=True)
+        self._keepers.add(keeper)
+        keeper.start()
+        try:
+            yield
+            if turn.made is not None:
+                self._puts.acquire()
+        except BaseException:
+            turn.made = None
+            raise
+        finally:
+            turn.is_over.set()
+
+    def _keep(self, name: str, token: str, turn: Turn) -> None:
+        """Hold the lock as long as the turn lasts and what was made is on its way."""
+        while not turn.is_over.wait(MAKING_TTL_MS / 3000):
+            self._renew(name)
+        if turn.made is not None:
+            self._renew(name)
             try:
-                self._redis.pexpire(self.MAKING + name, MAKING_TTL_MS)
-            except redis.RedisError:
-                log.debug("the lock of %s was not renewed", name)
+                self.put(name, turn.made)
+            finally:
+                self._puts.release()
+        self._unlock(name, token)
+        self._keepers.discard(threading.current_thread())
+
+    def _renew(self, name: str) -> None:
+        with suppress(redis.RedisError):
+            self._redis.pexpire(self.MAKING + name, MAKING_TTL_MS)
 
     def _unlock(self, name: str, token: str) -> None:
-        try:
+        with suppress(redis.RedisError):  # it ends by itself
             if self._redis.get(self.MAKING + name) == token.encode():
                 self._redis.delete(self.MAKING + name)
-        except redis.RedisError:
-            log.debug("the lock of %s ends by itself", name)

@@ -54,11 +54,11 @@ def test_a_disk_with_less_room_than_was_promised_is_wrong(told):
 def test_what_is_not_set_is_not_mentioned_nor_where_no_worker_can_run(told, monkeypatch):
     assert found(replace(told, disk_cache_bytes=0)) == []
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert found(replace(told, embedding_bucket="s3://embeddings/x")) == []
+    assert found(replace(told, embedding_bucket="s3://examined/x")) == []
 
 
 def test_a_bucket_is_ok_missing_or_out_of_reach(told, monkeypatch):
-    asked = replace(told, disk_cache_bytes=0, embedding_bucket="s3://embeddings/x")
+    asked = replace(told, disk_cache_bytes=0, embedding_bucket="s3://examined/x")
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
@@ -71,9 +71,9 @@ def test_a_bucket_is_ok_missing_or_out_of_reach(told, monkeypatch):
         assert "NoSuchBucket" in sentence
         assert "s3:ListBucket" in sentence
         s3 = boto3.client("s3")
-        s3.create_bucket(Bucket="embeddings")
-        assert found(asked) == [("ok", "s3://embeddings/x can be read and written")]
-        assert "Contents" not in s3.list_objects_v2(Bucket="embeddings")
+        s3.create_bucket(Bucket="examined")
+        assert found(asked) == [("ok", "s3://examined/x can be read and written")]
+        assert "Contents" not in s3.list_objects_v2(Bucket="examined")
         s3.close()
     finally:
         server.stop()

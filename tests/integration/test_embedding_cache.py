@@ -91,6 +91,7 @@ class Tiers(RuleBasedStateMachine):
     def ask(self, number: int) -> None:
         expected = "device" if number in self.device else "redis" if number in self.shared else "none"
         found, tier = self.cache.get_or_make(key(number), lambda: embedding(number))
+        self.cache._in_redis.settle()
         assert tier == expected
         assert same(found, embedding(number))
         self.device = ([n for n in self.device if n != number] + [number])[-self.DEVICE :]
@@ -162,7 +163,9 @@ def test_a_maker_killed_in_the_middle_is_replaced(redis_server):
 
 def test_a_damaged_blob_is_made_again(redis_server):
     connection = redis_server.connect()
-    cache(connection, shared=4).get_or_make(key(1), lambda: embedding(1))
+    first = cache(connection, shared=4)
+    first.get_or_make(key(1), lambda: embedding(1))
+    first.close()
     name = "sam2:emb:blob:S2E3:float32:" + key(1).text
     connection.set(name, connection.get(name)[:-5])
     found, tier = cache(connection, shared=4).get_or_make(key(1), lambda: embedding(1))
@@ -178,3 +181,39 @@ def test_without_redis_the_other_tiers_go_on(own_redis_server):
     own_redis_server.start()
     used.get_or_make(key(2), lambda: embedding(2))
     assert cache(own_redis_server.connect(), shared=4).get_or_make(key(2), must_not_make)[1] == "redis"
+
+
+def test_whoever_made_an_embedding_goes_on_while_it_is_written_and_others_wait_for_it(redis_server, monkeypatch):
+    making, written = cache(redis_server.connect(), shared=4), threading.Event()
+    put = making._in_redis.put
+    monkeypatch.setattr(making._in_redis, "put", lambda *args: (written.wait(30), put(*args)))
+    assert making.get_or_make(key(1), lambda: embedding(1))[1] == "none"
+    assert redis_server.connect().keys("sam2:emb:blob:*") == []
+    found = []
+    other = threading.Thread(target=lambda: found.append(cache(redis_server.connect(), shared=4).get_or_make(key(1), must_not_make)[1]))
+    other.start()
+    other.join(0.2)
+    assert found == []
+    written.set()
+    other.join()
+    assert found == ["redis"]
+
+
+def test_no_more_than_two_are_on_their_way_to_redis_at_a_time(redis_server, monkeypatch):
+    making, goes_on, at_once, lock = cache(redis_server.connect(), shared=8), threading.Event(), [], threading.Lock()
+
+    def put(name: str, _data: bytes) -> None:
+        with lock:
+            at_once.append(name)
+        goes_on.wait(30)
+
+    monkeypatch.setattr(making._in_redis, "put", put)
+    done = []
+    asking = threading.Thread(target=lambda: done.extend(making.get_or_make(key(n), lambda: embedding(1))[1] for n in range(5)))
+    asking.start()
+    asking.join(0.3)
+    assert asking.is_alive() and len(at_once) == 2
+    goes_on.set()
+    asking.join()
+    making.close(30)
+    assert done == ["none"] * 5 and len(at_once) == 5

@@ -151,12 +151,12 @@ def test_warming_again_fills_a_bucket_that_was_added(machine, monkeypatch):
         for name, value in (aws | {"AWS_ENDPOINT_URL_S3": f"http://{host}:{port}"}).items():
             monkeypatch.setenv(name, value)
         with contextlib.closing(boto3.client("s3")) as s3:
-            s3.create_bucket(Bucket="embeddings")
-            machine.settings = replace(machine.settings, embedding_bucket="s3://embeddings/of/a/team")
+            s3.create_bucket(Bucket="survivors")
+            machine.settings = replace(machine.settings, embedding_bucket="s3://survivors/of/a/team")
             machine.start()
             assert "100 % cached" in machine.warm()
             machine.stop()
-            kept = [found["Key"] for found in s3.list_objects_v2(Bucket="embeddings")["Contents"]]
+            kept = [found["Key"] for found in s3.list_objects_v2(Bucket="survivors")["Contents"]]
         assert kept == [f"of/a/team/{path.relative_to(machine.settings.embedding_folder)}" for path in machine.kept()]
         assert len(kept) == IMAGES
     finally:
