@@ -67,7 +67,7 @@ def evaluated_regions(result: Any, config: LabelConfig) -> tuple[list[EvaluatedR
     problems: list[Unreadable] = []
     for entry in entries:
         kind = shape_kind(entry)
-        if kind in {"", "keypoint"} or entry.get("to_name") not in images:
+        if kind in {"", "keypoint"} or str(entry.get("to_name")) not in images:
             continue
         try:
             found.append(_region(entry, kind, labels))
