@@ -141,6 +141,14 @@ def test_another_tasks_requests_are_not_shown(client, predict_body):
     assert "1 region" not in page
 
 
+def test_two_label_studios_tasks_of_one_number_are_told_apart(client, predict_body):
+    client.post("/predict", json=predict_body())
+    assert read(client, "/tasks?task=17").count("roject 3") == 1
+    client.post("/predict", json=predict_body(project="4.1"))
+    page = read(client, "/tasks?task=17")
+    assert page.count("Project 3") == page.count("project 3") == page.count("Project 4") == page.count("project 4") == 1
+
+
 @pytest.mark.parametrize("path", ["/tasks", "/tasks?task=", "/tasks?task=%20"])
 def test_without_a_number_a_task_is_asked_for(client, path):
     assert "Which task?" in read(client, path)
