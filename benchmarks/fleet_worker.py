@@ -47,7 +47,7 @@ class SleepingRuntime:
     def is_ready(self, _job: ImageJob) -> bool:
         return False
 
-    def segment(self, _job: ImageJob) -> ImageReply:
+    def segment(self, _job: ImageJob, _let_others: Callable[[], None] = lambda: None) -> ImageReply:
         return ImageReply("hash", VERSION, self._name, "none")
 
     def segment_together(self, jobs: Sequence[ImageJob]) -> Iterator[list[tuple[int, ImageReply]]]:

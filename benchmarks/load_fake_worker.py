@@ -46,7 +46,7 @@ class Sleeper:
     def is_ready(self, job: ImageJob) -> bool:
         return job.media.uri in self._embedded
 
-    def segment(self, job: ImageJob) -> ImageReply:
+    def segment(self, job: ImageJob, _let_others: Callable[[], None] = lambda: None) -> ImageReply:
         embed_ms, started = self._embed(job.media.uri), time.perf_counter()
         time.sleep(DECODE_S * len(job.prompts))
         timings_ms = {"media": 0.0, "embed": embed_ms, "decode": (time.perf_counter() - started) * 1e3, "runs": 0.0}

@@ -50,7 +50,7 @@ class Runtime(Protocol):
     @property
     def prompts_together(self) -> int: ...
     def is_ready(self, job: ImageJob) -> bool: ...
-    def segment(self, job: ImageJob) -> ImageReply: ...
+    def segment(self, job: ImageJob, let_others: Callable[[], None]) -> ImageReply: ...
     def segment_together(self, jobs: Sequence[ImageJob]) -> Iterator[list[tuple[int, ImageReply]]]: ...
     def warm(self, job: WarmJob, let_others: Callable[[], None]) -> ImageReply: ...
     def preannotate(self, job: DatasetJob, let_others: Callable[[], None]) -> DatasetReply: ...
@@ -65,8 +65,8 @@ class Order:
 
     Attributes:
         is_superseded: A later click on its drawing came before it was begun.
-        let_others: Does what people wait for, and returns; called by slow work at places where the runtime is free for them. To a warm
-            job, which is in the middle of an encoder run there, these are the clicks whose image is ready.
+        let_others: Does what people wait for, and returns; called by slow work at places where the runtime is free for them. To a click
+            or a warm job, which is in the middle of an encoder run there, these are the clicks whose image is ready.
     """
 
     job_id: str
@@ -101,7 +101,7 @@ def segment_image(job: ImageJob, order: Order) -> ImageReply:
     """
     if order.is_superseded:
         raise SupersededError(_SUPERSEDED)
-    return _with_queue_time(_installed().segment(job), order)
+    return _with_queue_time(_installed().segment(job, order.let_others), order)
 
 
 def segment_images(jobs: Sequence[ImageJob], orders: Sequence[Order]) -> Iterator[list[tuple[int, ImageReply | SupersededError]]]:
@@ -125,7 +125,9 @@ def preannotate_image(job: DatasetJob, order: Order) -> DatasetReply:
 
 
 def _with_queue_time(reply: Reply, order: Order) -> Reply:
-    return replace(reply, timings_ms={"queue": order.queue_ms, **reply.timings_ms})
+    """What a job says that it gave way for counts as waiting, too."""
+    queue_ms = round(order.queue_ms + reply.timings_ms.get("queue", 0.0), 3)
+    return replace(reply, timings_ms={"queue": queue_ms} | {step: ms for step, ms in reply.timings_ms.items() if step != "queue"})
 
 
 #: All that a worker runs: name on the queue → (function, the message it takes).

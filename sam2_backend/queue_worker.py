@@ -11,8 +11,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import redis
 from rq import Queue, SimpleWorker, worker_registration
@@ -24,20 +24,15 @@ from rq.worker.base import WorkerStatus as RqState
 from sam2_backend.click_batch import turns
 from sam2_backend.dataset_messages import DatasetReply
 from sam2_backend.errors import JobTimedOutError, Sam2BackendError, SupersededError
+from sam2_backend.job_records import MARGIN_S, JobRecords, limit_s
 from sam2_backend.job_source import JobSource
 from sam2_backend.jobs import Runtime, segment_images
 from sam2_backend.liveness import BEATS_UNTIL_DEAD, announce, bury, incarnation
 from sam2_backend.messages import ImageReply, WorkerStatus
 from sam2_backend.queue_format import (
-    DATASET_REPLY_TTL_S,
     PREANNOTATE,
-    REPLY_TTL_S,
-    drawing_key,
-    pack_answer,
-    private_queue,
     queues_of_people,
     queues_served,
-    reply_key,
     worker_key,
 )
 from sam2_backend.redis_connection import SOCKET_TIMEOUT_S
@@ -47,20 +42,11 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.25
 _PUSHES = 20
-#: How often an encoder run that nobody waits for is looked up from.
+#: How often an encoder run is looked up from.
 _LOOK_EVERY_S = 0.02
 #: How long a started job's record outlives its time limit.
 _MARGIN_S = 60
 _DEFAULT_LIMIT_S = 180
-
-
-@dataclass(frozen=True, slots=True)
-class _Unsettled:
-    """A job of which Redis could not be told what became of it; without an answer it was never begun."""
-
-    record_key: str
-    answer: bytes = b""
-    ttl_s: int = 0
 
 
 class QueueWorker(SimpleWorker):  # type: ignore[misc]
@@ -89,13 +75,12 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         self.birth_date = self.last_heartbeat = now()
         self._status, self._heartbeat_s = status, heartbeat_s
         self._people, self._all = queues_of_people(status.name), queues_served(status.name)
-        self._warm = frozenset(("warm", private_queue("warm", status.name)))
         self._looked_at = 0.0
         self._source = JobSource(connection, status.name, click_batch)
         self._runtime: Runtime | None = None
         self._should_stop: Callable[[], bool] = lambda: False
         self._redis_is_down = False
-        self._unsettled: dict[str, _Unsettled] = {}
+        self._records = JobRecords(connection, self.name, self._mark)
 
     def beat(self) -> None:
         """Write one sign of life, ours and rq's, whole: a Redis that came back empty knows this worker again.
@@ -137,7 +122,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 if self._redis_is_down:
                     self.beat()
                     self._redis_is_down = False
-                self._settle()
+                self._records.settle()
                 found = self._source.take(self._people if has_more else self._all, waits=not has_more)
                 self._do(found)
                 if not found or found[0].origin == PREANNOTATE:
@@ -165,7 +150,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         """Do one job and push its answer.
 
         Raises:
-            redis.RedisError: Redis went away; what could not be said of the job is said once it is back (`_settle`).
+            redis.RedisError: Redis went away; what could not be said of the job is said once it is back (`JobRecords.settle`).
         """
         self._begin([job])
         self._finish(job, self._answer(job))
@@ -176,16 +161,18 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         groups, later = turns(jobs, self._runtime) if len(jobs) > 1 else ([jobs] if jobs else [], [])
         if later:
             self._source.put_back(later)
-        self._begin(_flat(groups))
+        if groups:
+            self._begin(_flat(groups))
         try:
             while groups and not (may_stop and self._should_stop()):
                 self._do_together(groups[0])
                 groups = groups[1:]
-            self._hand_back(_flat(groups))
         except redis.RedisError:
-            for job in _flat(groups):
-                self._unsettled.setdefault(job.id, _Unsettled(job.key))
+            self._records.abandon(_flat(groups))
             raise
+        if groups:
+            self._records.hand_back(_flat(groups))
+            self._source.put_back(_flat(groups))
 
     def _do_together(self, jobs: Sequence[SafeJob]) -> None:
         left = dict(enumerate(jobs))
@@ -198,7 +185,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         """Answers, with the places of their jobs, as they come. Who gets none is asked alone: what goes wrong is one job's alone."""
         clicks = [click for job in jobs if (click := job.click())]
         answers = segment_images(clicks, [job.order() for job in jobs])
-        ends_at = time.monotonic() + min(map(_limit_s, jobs))
+        ends_at = time.monotonic() + min(map(limit_s, jobs))
         while True:
             try:
                 with self.death_penalty_class(max(1, round(ends_at - time.monotonic())), JobTimeoutException, job_id=jobs[0].id):
@@ -211,24 +198,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
             yield from done
 
     def _begin(self, jobs: Sequence[SafeJob]) -> None:
-        if not jobs:
-            return
-        drawn = [job for job in jobs if job.drawing]
-        try:
-            with self.connection.pipeline() as pipe:
-                for job in jobs:
-                    job.prepare_for_execution(self.name, pipe)
-                    pipe.expire(job.key, _limit_s(job) + _MARGIN_S)
-                self.set_state(RqState.BUSY, pipe)
-                self.set_current_job_id(jobs[0].id, pipe)
-                for job in drawn:
-                    pipe.get(drawing_key(job.drawing))
-                found = pipe.execute()
-        except redis.RedisError:
-            self._unsettled |= {job.id: _Unsettled(job.key) for job in jobs}
-            raise
-        for job, newest in zip(drawn, found[len(found) - len(drawn) :], strict=True):
-            job.newest = newest
+        self._records.begin(jobs)
         self._status = replace(self._status, state="busy")
 
     def _finish(self, job: SafeJob, answer: ImageReply | DatasetReply | Sam2BackendError) -> None:
@@ -239,17 +209,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
             jobs_done=self._status.jobs_done + 1,
             jobs_failed=self._status.jobs_failed + failed,
         )
-        self._push(job, answer)
-
-    def _hand_back(self, jobs: Sequence[SafeJob]) -> None:
-        """Undo `_begin`; a record that nobody wants any more ends by itself."""
-        if jobs:
-            with self.connection.pipeline() as pipe:
-                for job in jobs:
-                    pipe.hset(job.key, "status", "queued")
-                    pipe.expire(job.key, _limit_s(job))
-                pipe.execute()
-            self._source.put_back(jobs)
+        self._records.answer(job, answer)
 
     def _let_people(self, job_key: str, record_s: int) -> None:
         """Do what people wait for, in the middle of another job, whose time limit stands still meanwhile, as does its record's end."""
@@ -277,55 +237,22 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         self._looked_at = time.monotonic()
 
     def _answer(self, job: SafeJob) -> ImageReply | DatasetReply | Sam2BackendError:
-        limit_s = _limit_s(job)
+        ends_s = limit_s(job)
         try:
-            with self.death_penalty_class(limit_s, JobTimeoutException, job_id=job.id):
-                let_others = self._let_ready if job.origin in self._warm else self._let_people
-                return job.answer(lambda: let_others(job.key, limit_s + _MARGIN_S))
+            with self.death_penalty_class(ends_s, JobTimeoutException, job_id=job.id):
+                let_others = self._let_people if job.origin == PREANNOTATE else self._let_ready
+                return job.answer(lambda: let_others(job.key, ends_s + MARGIN_S))
         except JobTimeoutException:
-            log.warning("job %s exceeded its limit of %d s", job.id, limit_s)
-            return JobTimedOutError(f"The worker did not finish within {limit_s} s. Click again, or use a smaller model.")
+            log.warning("job %s exceeded its limit of %d s", job.id, ends_s)
+            return JobTimedOutError(f"The worker did not finish within {ends_s} s. Click again, or use a smaller model.")
 
-    def _push(self, job: SafeJob, answer: ImageReply | DatasetReply | Sam2BackendError) -> None:
-        ttl_s = DATASET_REPLY_TTL_S if job.origin == PREANNOTATE else REPLY_TTL_S
-        data = pack_answer(answer)
-        for left in reversed(range(_PUSHES)):
-            try:
-                with self.connection.pipeline() as pipe:
-                    pipe.rpush(reply_key(job.id), data)
-                    pipe.expire(reply_key(job.id), ttl_s)
-                    pipe.delete(job.key)
-                    self.set_state(RqState.IDLE, pipe)
-                    self.set_current_job_id(None, pipe)
-                    pipe.execute()
-                return
-            except redis.RedisError:
-                if not left:
-                    self._unsettled[job.id] = _Unsettled(job.key, data, ttl_s)
-                    raise
-                time.sleep(_RETRY_S)
-
-    def _settle(self) -> None:
-        """Push the answers that could not be pushed, and let go of jobs that were never begun.
-
-        Their records name this worker, which lives: nobody would send them again before the records end.
-        """
-        for job_id, left in list(self._unsettled.items()):
-            with self.connection.pipeline() as pipe:
-                if left.answer:
-                    pipe.rpush(reply_key(job_id), left.answer)
-                    pipe.expire(reply_key(job_id), left.ttl_s)
-                if self.connection.hget(left.record_key, "worker_name") == self.name.encode():
-                    pipe.delete(left.record_key)
-                pipe.execute()
-            del self._unsettled[job_id]
+    def _mark(self, pipe: Any, job: SafeJob | None) -> None:
+        """What rq's own tools show of this worker."""
+        self.set_state(RqState.BUSY if job else RqState.IDLE, pipe)
+        self.set_current_job_id(job.id if job else None, pipe)
 
     def _state_between_jobs(self) -> Literal["idle", "busy"]:
         return "busy" if self._runtime and self._runtime.propagator.is_busy else "idle"
-
-
-def _limit_s(job: SafeJob) -> int:
-    return max(1, int(job.timeout or _DEFAULT_LIMIT_S))
 
 
 def _flat(groups: Sequence[Sequence[SafeJob]]) -> list[SafeJob]:

@@ -86,15 +86,18 @@ class Segmenter:
         key = self._indexed_key(job.media, job.size_hw)
         return key is not None and self.embeddings.is_at_hand(key)
 
-    def segment(self, job: ImageJob) -> ImageReply:
+    def segment(self, job: ImageJob, let_others: Callable[[], None] | None = None) -> ImageReply:
         """One mask per prompt, in the order and at the size of the job.
+
+        Args:
+            let_others: See `warm`.
 
         Raises:
             MediaError: the image cannot be had, or is not what the client sees.
             GpuMemoryError: the device is full, also after its cache tier was emptied.
         """
         clock = Clock()
-        found = self._embedding(job.media, job.size_hw, clock)
+        found = self._embedding(job.media, job.size_hw, clock, let_others)
         with clock.step("decode"):
             steps = self.embeddings.with_room(
                 lambda: refinement.segment(self.engine, found.embedding, found.key, job.prompts, job.size_hw, job.options, self.logits)
@@ -206,7 +209,13 @@ class Segmenter:
             if fetched.image_hash != key.image_hash:
                 raise _ImageChangedError
             image = load_rgb(fetched.data, cast("Orientation", key.orientation), self.max_pixels)
-        return self.embeddings.with_room(lambda: self.engine.embed(image, let_others))
+
+        def give_way() -> None:
+            if let_others:
+                with clock.step("queue"):
+                    let_others()
+
+        return self.embeddings.with_room(lambda: self.engine.embed(image, give_way if let_others else None))
 
     def _reply(self, kind: str, found: _Found, clock: Clock, objects: tuple[ObjectMask, ...]) -> ImageReply:
         fields = {"kind": kind, "image": found.image_hash[:6], "prompts": len(objects), "cache": found.tier}

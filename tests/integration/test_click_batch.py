@@ -85,6 +85,19 @@ def test_clicks_on_images_that_are_ready_do_not_wait_for_an_image_that_is_embedd
     assert notes(workers) == ["ready 0", "ready 1", "ready 2", "cold"]
 
 
+def test_warm_clicks_do_not_wait_for_the_encoder_run_of_a_first_click_that_has_begun(dispatcher, workers):
+    workers.start("w0")
+    cold = Background(lambda: dispatcher.segment([job("wait")], 60))
+    workers.started()
+    other_cold = Background(lambda: dispatcher.segment([job("note:cold", uri=COLD.format(2))], 60))
+    for n in range(3):
+        names_in(Background(lambda n=n: dispatcher.segment([job(f"note:{n}", uri=READY.format(n))], 60)).result())
+    workers.connection.rpush("sam2:test:go", 1)
+    names_in(cold.result())
+    names_in(other_cold.result())
+    assert notes(workers) == ["0", "1", "2", "cold"]
+
+
 def test_a_first_click_that_takes_an_encoder_run_does_not_hold_up_the_warm_clicks_behind_it(in_line, workers):
     workers.start("w0")
     calls = in_line(

@@ -1,7 +1,7 @@
 """A real worker process with a runtime that has no model: what a job does is written in its prompts' ids.
 
 Run as a program; the environment holds the settings. `sleep:S` sleeps; `wait` waits for something on the list
-sam2:test:go; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
+sam2:test:go and lets others go before; `fail:TEXT` raises; `error:CODE` raises an error of the tree; `die` ends
 the process;
 `mask:N` answers a mask with N runs; `note:TEXT` appends TEXT to the list sam2:test:notes. An image with `ready` in its address counts as embedded; how many clicks are done
 together is listed in sam2:test:together, where a click with the wish `left out` gets no answer. A DatasetJob obeys the ids of its boxes and lets
@@ -64,8 +64,8 @@ class RuntimeWithoutModel:
             if "left out" not in wishes:
                 yield [(place, self.segment(job))]
 
-    def segment(self, job: ImageJob) -> ImageReply:
-        masks = tuple(ObjectMask(prompt.prompt_id, self._obey(prompt.prompt_id), 0.5) for prompt in job.prompts)
+    def segment(self, job: ImageJob, let_others: Callable[[], None] = lambda: None) -> ImageReply:
+        masks = tuple(ObjectMask(prompt.prompt_id, self._obey(prompt.prompt_id, let_others), 0.5) for prompt in job.prompts)
         return ImageReply("hash", VERSION, self._name, "none", masks, {"decode": 1.0})
 
     def warm(self, job: WarmJob, let_others: Callable[[], None] = lambda: None) -> ImageReply:
@@ -93,7 +93,7 @@ class RuntimeWithoutModel:
     def usage(self) -> Usage:
         return Usage(hits={"device": 3.0})
 
-    def _obey(self, wish: str) -> RunLengths:
+    def _obey(self, wish: str, let_others: Callable[[], None] = lambda: None) -> RunLengths:
         verb, _, value = wish.partition(":")
         if verb == "sleep":
             self._redis.rpush("sam2:test:started", self._name)
@@ -101,6 +101,7 @@ class RuntimeWithoutModel:
         elif verb == "wait":
             self._redis.rpush("sam2:test:started", self._name)
             while not self._redis.lpop("sam2:test:go"):
+                let_others()
                 time.sleep(0.02)
         elif verb == "fail":
             raise ValueError(value)

@@ -35,7 +35,7 @@ def envelope() -> dict:
 @pytest.fixture
 def runtime(monkeypatch):
     """A runtime whose `segment` a test may replace."""
-    stub = SimpleNamespace(segment=lambda _job: REPLY)
+    stub = SimpleNamespace(segment=lambda _job, _let_others: REPLY)
     monkeypatch.setattr(jobs, "_runtime", stub)
     return stub
 
@@ -52,7 +52,7 @@ def test_a_job_of_ours_is_done_and_its_wait_measured(runtime):
     [(PromptError("No."), "bad_prompt"), (ValueError("secret"), "internal_error"), (redis.ConnectionError("at host"), "queue_down")],
 )
 def test_whatever_goes_wrong_is_a_value(runtime, raised, code):
-    def segment(_job):
+    def segment(_job, _let_others):
         raise raised
 
     runtime.segment = segment

@@ -336,3 +336,16 @@ def test_usage_tells_bytes_and_hits(segmenter):
     usage = segmenter.usage()
     assert usage.device_cache_bytes > 0
     assert (usage.hits["device"], usage.hits["none"]) == (1.0, 1.0)
+
+
+def test_a_first_click_gives_way_in_the_middle_of_the_encoder_and_counts_that_as_waiting(segmenter, store):
+    store.sources["http://images.test/2.png"] = jpeg(2)
+    expected = segmenter.segment(click()).masks
+    nested: list[ImageReply] = []
+    first = replace(click(), media=MediaRef("http://images.test/2.png"))
+    reply = segmenter.segment(first, lambda: nested.append(segmenter.segment(click())))
+    assert len(nested) > 2, "between the blocks of the encoder"
+    assert {answer.masks for answer in nested} == {expected}
+    assert reply.timings_ms["queue"] > 0
+    segmenter.embeddings.empty_device_tier()
+    assert segmenter.segment(first).masks == reply.masks, "as without others in between"
