@@ -55,8 +55,9 @@ class LabelStudio:
         """
         self.base_url, self._timeout_s = base_url.rstrip("/"), timeout_s
         self._session = requests.Session()
-        self._session.mount("http://", HTTPAdapter(max_retries=_RETRIES))
-        self._session.mount("https://", HTTPAdapter(max_retries=_RETRIES))
+        self._session.adapters.clear()
+        for origin in _own_origins(self.base_url):  # a redirect anywhere else is an address without an adapter, and is not followed
+            self._session.mount(f"{origin}/", HTTPAdapter(max_retries=_RETRIES))
         self._session.auth = _OriginAuth(OriginCredentials(self.base_url, api_key))  # also keeps ~/.netrc out
         self._session.trust_env = not _is_loopback(self.base_url)  # a proxy cannot reach this machine's loopback
 
@@ -198,6 +199,11 @@ class LabelStudio:
     def _request(self, method: str, path: str, timeout_s: float | None = None, **arguments: Any) -> requests.Response:
         try:
             response = self._session.request(method, self.base_url + path, timeout=(5.0, timeout_s or self._timeout_s), **arguments)
+        except requests.exceptions.InvalidSchema as error:
+            raise LabelStudioError(
+                f"Label Studio at {self.base_url} sends on to another address, which is not followed. "
+                "Set LABEL_STUDIO_URL to the address at which it answers."
+            ) from error
         except requests.RequestException as error:
             raise LabelStudioAwayError(
                 f"Label Studio at {self.base_url} does not answer ({type(error).__name__}). Is it running, and is LABEL_STUDIO_URL right?"
@@ -221,6 +227,18 @@ class _OriginAuth(requests.auth.AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers.update(self._credentials.headers_for(request.url or ""))
         return request
+
+
+def _own_origins(base_url: str) -> set[str]:
+    """Where requests may go: Label Studio's address, and the same host by https, which many servers redirect to."""
+    parts = urlsplit(base_url)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return {
+        f"{parts.scheme}://{parts.netloc}",
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+        f"https://{host}",
+        f"https://{host}:443",
+    }
 
 
 def _is_loopback(url: str) -> bool:

@@ -180,13 +180,22 @@ def test_nobody_there_is_an_error_soon() -> None:
     client.close()
 
 
-def test_the_key_does_not_follow_a_redirect_to_another_origin(server, client) -> None:
+def test_a_redirect_to_another_origin_is_not_followed(server, client) -> None:
+    """A Label Studio that was taken over leads nowhere else: neither the key nor a request goes there."""
     with FakeLabelStudio() as elsewhere:
         thread = threading.Thread(target=elsewhere.serve_forever, args=(0.02,))
         thread.start()
-        elsewhere.answers["/taken"] = [(200, {"release": "evil"})]
-        server.redirects["/sub/path/api/version"] = f"{elsewhere.url}/taken"
-        client.version()
-        elsewhere.shutdown()
-        thread.join()
-    assert [authorization for _, _, authorization, _ in elsewhere.asked] == [""]
+        try:
+            server.redirects["/sub/path/api/version"] = f"{elsewhere.url}/taken"
+            with pytest.raises(LabelStudioError, match="another address, which is not followed"):
+                client.version()
+            assert elsewhere.asked == []
+        finally:
+            elsewhere.shutdown()
+            thread.join()
+
+
+def test_a_redirect_within_label_studio_is_followed(server, client) -> None:
+    server.redirects["/sub/path/api/version"] = f"{server.url}/sub/path/api/version/"
+    server.answers["/sub/path/api/version/"] = [(200, {"release": "1.23.2"})]
+    assert client.version() == "1.23.2"
