@@ -23,6 +23,9 @@ _STORED_TRIES = 4
 _BUSY = HTTPStatus.INTERNAL_SERVER_ERROR
 """As its SQLite is, where many write at a time."""
 _POST_S = 120.0
+_WHOLE = {"resolve_uri": "false", "fields": "all", "review": "true"}
+"""Annotations, drafts and predictions, and no column of the data manager. Only a review does not make a project that evaluates predictions
+automatically ask its backend about every task."""
 _WHOLE_TASKS_AT_A_TIME = 25
 """With their masks, tasks take megabytes."""
 _MOST_SHOWN = 500
@@ -75,7 +78,7 @@ class DatasetStudio(LabelStudio):
     def whole_tasks(self, project_id: int, task_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Tasks with their annotations, predictions, and the drafts of this user; those that are gone are left out."""
         selected = json.dumps({"selectedItems": {"all": False, "included": list(task_ids)}})
-        query = {"project": project_id, "resolve_uri": "false", "fields": "all", "query": selected}
+        query = {"project": project_id, "query": selected} | _WHOLE
         return list(self._pages("/api/tasks", "tasks", "total", query)) if task_ids else []
 
     def annotated_tasks(self, project_id: int, tab_id: int = 0) -> Iterator[dict[str, Any]]:
@@ -86,7 +89,7 @@ class DatasetStudio(LabelStudio):
         """
         item = {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
         query = json.dumps({"filters": {"conjunction": "and", "items": [item]}, "ordering": ["tasks:id"]})
-        asked: dict[str, Any] = {"project": project_id, "resolve_uri": "false", "fields": "all"}
+        asked: dict[str, Any] = {"project": project_id} | _WHOLE
         asked |= {"view": tab_id} if tab_id else {"query": query}
         newest = 0
         for task in self._pages("/api/tasks", "tasks", "total", asked, page_size=_WHOLE_TASKS_AT_A_TIME):
