@@ -6,8 +6,8 @@ Connects to nothing until a request needs it, so that /health answers before Red
 from __future__ import annotations
 
 import atexit
-import json
 import logging
+import math
 import os
 import re
 import time
@@ -23,7 +23,7 @@ from backend.auth import CHALLENGE, Guard, hardened
 from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
 from backend.events import click_event, error_event, track_event
-from backend.fast_json import dumps, loads
+from backend.fast_json import dumps
 from backend.journal import Journal
 from backend.journal_store import JournalStore
 from backend.late_predictions import LatePredictions
@@ -31,29 +31,18 @@ from backend.next_tasks import WORK
 from backend.predictor import Predictor
 from backend.projects import project_name
 from backend.propagations import Propagations
+from backend.request_bodies import KNOWN_ACTIONS, json_object, webhook_action
 from backend.status import Readiness, propagation_facts, readiness
 from backend.status_pages import StatusPages, installed_version
 from backend.video_predictor import PropagationsLike
-from sam2_backend.errors import AuthError, NotFoundError, OverloadedError, RequestError
+from sam2_backend.errors import AuthError, NotFoundError, OverloadedError, RequestError, Sam2BackendError
 from sam2_backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
-KNOWN_ACTIONS = frozenset(
-    f"{noun}_{verb}"
-    for noun, verbs in {
-        "ANNOTATION": ("CREATED", "UPDATED", "DELETED"),
-        "ANNOTATIONS": ("CREATED", "DELETED"),
-        "TASKS": ("CREATED", "DELETED"),
-        "PROJECT": ("CREATED", "UPDATED", "DELETED"),
-        "LABEL_LINK": ("CREATED", "UPDATED", "DELETED"),
-        "START": ("TRAINING",),
-    }.items()
-    for verb in verbs
-)
-_ACTION_FIRST = re.compile(rb'\s*\{\s*"action"\s*:\s*"([A-Z_]{1,40})"\s*[,}]')
 _SESSION = re.compile(r"[0-9a-f]{32}")
 _LAST_WORDS_S = 1.0
+_STRANGERS_APART_S = 30.0
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -108,6 +97,7 @@ class Web:
         self.journal = Journal(store, self._scrub)
         self._metrics = metrics.Metrics(dispatcher, propagations, store, self.journal.backlog)
         self.journal.listeners.append(self._metrics.count_event)
+        self._stranger_at = -math.inf
         self._admission = Admission(settings.web_threads)
         self.pushes = self._predictor.tracks.pushes
         self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
@@ -141,7 +131,7 @@ class Web:
         facts |= {"total_ms": round(_ms_since_start(), 1), "message": known.message}
         logs.event(log, "error", facts, level=level, exc_info=is_unexpected)
         self._metrics.count_error(known.code)
-        if request.endpoint == "predict" or is_unexpected:  # what is wrong with a project stands under its name
+        if (request.endpoint == "predict" or is_unexpected) and self._is_news(known):  # what is wrong with a project stands under its name
             where = logs.one_line(request.path, limit=100)
             project, task = g.get("project", ""), g.get("task", "")
             event = error_event(project, task, where, known.code, known.message, _ms_since_start(), is_click=request.endpoint == "predict")
@@ -150,6 +140,13 @@ class Web:
         if isinstance(known, AuthError):
             response.headers["WWW-Authenticate"] = CHALLENGE
         return response
+
+    def _is_news(self, error: Sam2BackendError) -> bool:
+        """Strangers who try passwords must not push out what the journal tells of everybody else."""
+        if not isinstance(error, AuthError):
+            return True
+        before, self._stranger_at = self._stranger_at, time.monotonic()
+        return self._stranger_at - before > _STRANGERS_APART_S
 
     def health(self) -> Response:
         """That this process lives; nothing else is looked at. Label Studio allows 1 s."""
@@ -181,7 +178,7 @@ class Web:
         return jsonify({"session": session, "phase": "cancelled" if state.phase in {"waiting", "running"} else state.phase})
 
     def setup(self) -> Response:
-        body = _json_object()
+        body = json_object(request.get_data(cache=False))
         return jsonify(self._predictor.setup(body.get("project"), body.get("schema"), body.get("hostname"), body.get("extra_params")))
 
     def versions(self) -> Response:
@@ -191,7 +188,7 @@ class Web:
         return Response(self._metrics.render(), content_type=metrics.CONTENT_TYPE)
 
     def predict(self) -> Response:
-        body = _json_object()
+        body = json_object(request.get_data(cache=False))
         params = body.get("params") or {}
         if not isinstance(params, dict):
             raise RequestError("`params` must be an object; Label Studio puts the clicks into `params.context`.")
@@ -232,44 +229,13 @@ class Web:
     def webhook(self) -> tuple[Response, int]:
         """Note where people are at work, and no more: training is not this backend's work. Label Studio waits inside the annotator's Submit."""
         event = request.get_data(cache=False)
-        action = _webhook_action(event)
+        action = webhook_action(event)
         known = action if action in KNOWN_ACTIONS else "unknown"
         self._metrics.count_webhook(known)
         logs.event(log, "webhook", {"action": action}, level=logging.DEBUG)
         if action in WORK:
             self._predictor.ahead.heard(event)
         return jsonify({"result": {}, "status": "ok" if known == action else "ignored"}), 201 if known == action else 200
-
-
-def _webhook_action(raw: bytes) -> str:
-    """The event's name. Label Studio writes it first, so that megabytes of annotation need not be parsed."""
-    if match := _ACTION_FIRST.match(raw):
-        return match[1].decode("ascii")
-    action = _parse_object(raw).get("action")
-    if not isinstance(action, str):
-        raise RequestError("A webhook needs `action`, the event's name.")
-    return action
-
-
-def _json_object() -> dict[str, Any]:
-    return _parse_object(request.get_data(cache=False))
-
-
-def _parse_object(raw: bytes) -> dict[str, Any]:
-    """The JSON object in a body.
-
-    Raises:
-        RequestError: the body is no JSON, no object, nested without end, or holds half a surrogate pair, which no storage takes.
-    """
-    try:
-        value = loads(raw)
-        if b"\\u" in raw and re.search(rb"\\u[dD][89a-fA-F]", raw):
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise RequestError("The request's body is not valid JSON. Send it as Label Studio does.") from error
-    if not isinstance(value, dict):
-        raise RequestError("The request's body must be a JSON object. Send it as Label Studio does.")
-    return value
 
 
 def _ms_since_start() -> float:

@@ -320,3 +320,17 @@ def test_numbers_are_written_for_people():
     assert [percent_text(share) for share in shares] == ["–", "0 %", "under 1 %", "42 %", "99 %", "99.9 %", "100 %"]
     ages = (1, 30, 90, 7200, 3 * 86400)
     assert [ago_text(1e9 - age, 1e9) for age in ages] == ["just now", "30 s ago", "2 min ago", "2 h ago", "3 days ago"]
+
+
+def test_strangers_who_try_passwords_do_not_push_out_what_happened(client_of, predict_body):
+    client = client_of(Settings(basic_auth_user="ls", basic_auth_password="right"))
+    right = {"Authorization": "Basic bHM6cmlnaHQ="}
+    client.post("/predict", json=predict_body(), headers=right)
+    for _ in range(200):
+        assert client.post("/predict", json=predict_body()).status_code == 401
+    events = client.get("/tasks?task=17", headers=right).json["events"]
+    assert [event["outcome"] for event in events] == ["answered"]
+    page = client.get("/", headers=right | BROWSER).text
+    assert "1 ×" in page
+    assert "unauthorized" in page
+    assert "1 point → 1 region" in page
