@@ -1,13 +1,12 @@
 """Embeddings in a folder that outlives the workers: a byte budget, least recently used out first, never a damaged or a strange file.
 
 Several workers share one folder, on one machine or over NFS. Readers need no lock. Writers keep one ledger, the bytes that are spoken
-for, under a lock of the file; a file is paid for before it is written. Where a process died the ledger says too much, never too little,
-and the next count of the files puts it right.
+for, under a lock; a file is paid for before it is written, and nobody waits for the lock while one is written. Where a process died the
+ledger says too much, never too little, and the next count of the files puts it right.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from sam2_backend import shelves
 from sam2_backend.embedding_name import MOST_BYTES, place_of, preface_of
+from sam2_backend.file_lock import lock
 
 ABANDONED_AFTER_S = 3600.0
 """A part that is older was left behind by a process that died."""
@@ -49,14 +49,14 @@ class EmbeddingFolder:
             return shelves.read_file(shelf, name, preface_of(key), MOST_BYTES)
 
     def has(self, key: str) -> bool:
-        """Whether there is a file for this key.
+        """Whether there is a file for this key, which counts as used now.
 
         Raises:
             OSError: the folder cannot be read.
         """
         shelf_name, name = place_of(key)
         with shelves.open_shelf(self._folder, shelf_name) as shelf:
-            return shelf is not None and shelves.is_plain_file(shelf, name)
+            return shelf is not None and shelves.touch_file(shelf, name)
 
     def put(self, key: str, data: bytes) -> None:
         """Keep an embedding, putting others out first; one that has no room in the budget is not kept.
@@ -75,7 +75,8 @@ class EmbeddingFolder:
             descriptor, part = reserved
             try:
                 shelves.write_part(descriptor, preface, data)
-                os.replace(part, name, src_dir_fd=shelf, dst_dir_fd=shelf)
+                with self._locked():  # whoever counts files meanwhile could miss both names
+                    os.replace(part, name, src_dir_fd=shelf, dst_dir_fd=shelf)
             except BaseException:
                 self._give_back(shelf, part, n_bytes)
                 raise
@@ -115,7 +116,7 @@ class EmbeddingFolder:
         """Hold the ledger: one at a time among all processes."""
         descriptor = os.open(self._folder / LEDGER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with io.FileIO(descriptor, "r+") as ledger:
-            fcntl.flock(ledger, fcntl.LOCK_EX)
+            lock(ledger)
             yield ledger
 
     def _reserve(self, shelf: int, name: str, n_bytes: int) -> tuple[int, str] | None:
@@ -129,15 +130,16 @@ class EmbeddingFolder:
 
     def _give_back(self, shelf: int, part: str, n_bytes: int) -> None:
         """Undo `_reserve`, as far as the disk lets us."""
-        with suppress(OSError):
+        with suppress(OSError), self._locked() as ledger:
             os.unlink(part, dir_fd=shelf)
-            with self._locked() as ledger:
-                _book(ledger, max(_booked(ledger, 0) - n_bytes, 0))
+            used_bytes = _booked(ledger)
+            if used_bytes is not None:
+                _book(ledger, used_bytes - n_bytes)
 
     def _make_room(self, n_bytes: int, ledger: io.FileIO) -> int:
         """The bytes that are spoken for, once so many more have room beside them."""
-        used_bytes = _booked(ledger, self._budget_bytes + 1)
-        return used_bytes if used_bytes + n_bytes <= self._budget_bytes else self._put_out(n_bytes)
+        used_bytes = _booked(ledger)
+        return self._put_out(n_bytes) if used_bytes is None or used_bytes + n_bytes > self._budget_bytes else used_bytes
 
     def _put_out(self, n_bytes: int) -> int:
         """Count the files; if they leave no room for so many bytes, delete the least recently used. Returns the bytes that stay."""
@@ -155,10 +157,10 @@ class EmbeddingFolder:
         return used_bytes
 
 
-def _booked(ledger: io.FileIO, unreadable: int) -> int:
+def _booked(ledger: io.FileIO) -> int | None:
     ledger.seek(0)
     text = ledger.read(32)
-    return int(text) if text.isdigit() else unreadable
+    return int(text) if text.isdigit() else None
 
 
 def _book(ledger: io.FileIO, n_bytes: int) -> None:

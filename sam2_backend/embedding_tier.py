@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 32
 """Embeddings that wait to be written, 8 MiB each with a published model."""
 _MOST_KNOWN = 10_000
+KNOWN_S = 600.0
+"""So long what was seen in a store is taken to be there; others put out what we saw."""
 #: Longest waits for a look-up: about what encoding takes where there is no GPU.
 _DISK_WAIT_S, _BUCKET_WAIT_S = 2.0, 3.0
 _UPLOADS = 2
@@ -58,7 +60,7 @@ class LowerTier:
         self._writing = Breaker(f"writing to the {name} tier of the embedding cache", rest_s)
         self._lock = threading.Lock()
         self._waiting: dict[str, bytes] = {}
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._known_until: OrderedDict[str, float] = OrderedDict()
         self._said_full_at = -REST_S
         self._work: queue.Queue[Callable[[], object] | None] = queue.Queue(MOST_WAITING)
         self._writers = [threading.Thread(target=self._write_on, name=f"{name}-writer", daemon=True) for _ in range(writers)]
@@ -87,14 +89,14 @@ class LowerTier:
             self._write_soon(key, data, self._put_if_missing)
 
     def holds(self, key: str) -> bool:
-        """Whether it was seen there, or waits to be written. Either answer may be out of date."""
+        """Whether it was seen there lately, or waits to be written."""
         with self._lock:
-            return key in self._known or key in self._waiting
+            return key in self._waiting or self._known_until.get(key, 0.0) > time.monotonic()
 
     def forget(self, key: str) -> None:
         """Throw away what turned out to be damaged."""
         with self._lock:
-            self._known.pop(key, None)
+            self._known_until.pop(key, None)
         self._within_time(lambda: self._attempt(self._writing, lambda: self._store.forget(key)))
 
     def soon(self, work: Callable[[], None]) -> None:
@@ -183,10 +185,10 @@ class LowerTier:
 
     def _remember(self, key: str) -> None:
         with self._lock:
-            self._known[key] = None
-            self._known.move_to_end(key)
-            while len(self._known) > _MOST_KNOWN:
-                self._known.popitem(last=False)
+            self._known_until[key] = time.monotonic() + KNOWN_S
+            self._known_until.move_to_end(key)
+            while len(self._known_until) > _MOST_KNOWN:
+                self._known_until.popitem(last=False)
 
 
 def lower_tiers(settings: Settings) -> tuple[LowerTier, ...]:

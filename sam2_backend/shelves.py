@@ -101,14 +101,17 @@ def read_file(shelf: int, name: str, preface: bytes, most_bytes: int) -> bytes |
     return data
 
 
-def is_plain_file(shelf: int, name: str) -> bool:
-    """Whether a file of this name is there.
+def touch_file(shelf: int, name: str) -> bool:
+    """Whether a file of this name is there; it counts as used now.
 
     Raises:
         OSError: the folder cannot be read.
     """
     try:
-        return stat.S_ISREG(os.stat(name, dir_fd=shelf, follow_symlinks=False).st_mode)
+        is_there = stat.S_ISREG(os.stat(name, dir_fd=shelf, follow_symlinks=False).st_mode)
+        with suppress(PermissionError):
+            os.utime(name, ns=(now_ns := time.time_ns(), now_ns), dir_fd=shelf, follow_symlinks=False)
+        return is_there
     except FileNotFoundError:
         return False
 

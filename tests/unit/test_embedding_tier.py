@@ -115,6 +115,18 @@ def test_what_is_there_is_not_written_again_when_it_is_offered():
     assert store.calls == ["has", "has", "put", "get"]
 
 
+def test_what_others_may_have_put_out_is_offered_again_after_a_while(monkeypatch):
+    store = FakeStore()
+    used = tier(store)
+    monkeypatch.setattr(embedding_tier, "KNOWN_S", 0.0)
+    used.put("a", b"1")
+    until(lambda: store.kept == {"a": b"1"} and not used.holds("a"))
+    store.kept.clear()
+    used.offer("a", b"1")
+    used.close(30)
+    assert store.kept == {"a": b"1"}
+
+
 def test_a_store_that_fails_is_a_miss_asked_once_and_told_once(caplog):
     store = FakeStore()
     store.before = refuse
