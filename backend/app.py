@@ -32,6 +32,7 @@ from backend.predictor import Predictor
 from backend.projects import project_name
 from backend.propagations import Propagations
 from backend.request_bodies import KNOWN_ACTIONS, json_object, webhook_action
+from backend.slow_requests import SlowRequests
 from backend.status import Readiness, propagation_facts, readiness
 from backend.status_pages import StatusPages, installed_version
 from backend.video_predictor import PropagationsLike
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _SESSION = re.compile(r"[0-9a-f]{32}")
 _LAST_WORDS_S = 1.0
-_STRANGERS_APART_S = 30.0
+_STRANGERS_APART_S = 600.0
 _FORM = "application/x-www-form-urlencoded"
 
 
@@ -95,6 +96,7 @@ class Web:
         self._scrub = logs.scrubber(settings)
         store = JournalStore(dispatcher.redis)
         self.journal = Journal(store, self._scrub)
+        self._slow = SlowRequests(self.journal.record)
         self._metrics = metrics.Metrics(dispatcher, propagations, store, self.journal.backlog)
         self.journal.listeners.append(self._metrics.count_event)
         self._stranger_at = -math.inf
@@ -145,8 +147,11 @@ class Web:
         """Strangers who try passwords must not push out what the journal tells of everybody else."""
         if not isinstance(error, AuthError):
             return True
-        before, self._stranger_at = self._stranger_at, time.monotonic()
-        return self._stranger_at - before > _STRANGERS_APART_S
+        now = time.monotonic()
+        if now - self._stranger_at < _STRANGERS_APART_S:
+            return False
+        self._stranger_at = now
+        return True
 
     def health(self) -> Response:
         """That this process lives; nothing else is looked at. Label Studio allows 1 s."""
@@ -193,7 +198,8 @@ class Web:
         if not isinstance(params, dict):
             raise RequestError("`params` must be an object; Label Studio puts the clicks into `params.context`.")
         g.task, g.project = task_name(body.get("tasks")), project_name(body.get("project") or "")
-        click = self._click(body, params.get("context"))
+        with self._slow.request(g.project, g.task):
+            click = self._click(body, params.get("context"))
         response = Response(dumps({"results": click.predictions}), mimetype="application/json")
         timings_ms = dict.fromkeys(STAGES, 0.0) | click.timings_ms | {"total": _ms_since_start()}
         response.headers["Server-Timing"] = ", ".join(f"{stage};dur={timings_ms[stage]:.2f}" for stage in STAGES)

@@ -20,7 +20,7 @@ from sam2_backend.queue_format import digest
 Kind = Literal["click", "track", "open", "preannotate", "push", "dataset", "note"]
 """`open`: Label Studio asked about tasks that nobody clicked in; `push`, `dataset`: a prediction that was stored through its API."""
 
-Outcome = Literal["answered", "nothing", "superseded", "waiting", "prepared", "ahead", "late", "stored", "had", "failed", "noted"]
+Outcome = Literal["answered", "nothing", "superseded", "slow", "waiting", "prepared", "ahead", "late", "stored", "had", "failed", "noted"]
 
 TIERS: tuple[str, ...] = get_args(CacheTier)
 _PLACES = {"device": "the device", "host": "host memory", "redis": "Redis", "bucket": "the bucket"}
