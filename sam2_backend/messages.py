@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -188,9 +189,9 @@ def from_wire(kind: type[T], value: Any) -> T:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _read_dataclass(kind, value, where)
+    origin, args, fields = _parts(kind)
+    if fields is not None:
+        return _read_dataclass(kind, fields, value, where)
     if origin is types.UnionType:
         return None if value is None else _read(next(a for a in args if a is not type(None)), value, where)
     if origin is tuple and isinstance(value, list):
@@ -213,19 +214,27 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     raise JobRefusedError(f"{where} is not what this version of sam2-backend sends. Run the same version on the web tier and the workers.")
 
 
-def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
-    if not isinstance(value, dict) or not required <= value.keys() <= fields.keys():
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """What a dataclass is read by: the kind of each field, and those that have no default."""
+
+    kinds: dict[str, Any]
+    required: frozenset[str]
+
+
+@functools.cache
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...], _Fields | None]:
+    """(origin, arguments, fields of a dataclass); the kinds of messages are few, and looked at once."""
+    fields = None
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        missing = dataclasses.MISSING
+        required = frozenset(f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing)
+        hints = typing.get_type_hints(kind)
+        fields = _Fields({f.name: hints[f.name] for f in dataclasses.fields(kind)}, required)
+    return typing.get_origin(kind), typing.get_args(kind), fields
+
+
+def _read_dataclass(kind: Any, fields: _Fields, value: Any, where: str) -> Any:
+    if not isinstance(value, dict) or not fields.required <= value.keys() <= fields.kinds.keys():
         raise JobRefusedError(f"{where} lacks a field or has an unknown one. Run the same version on the web tier and the workers.")
-    hints = _hints(kind)
-    return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-
-
-_HINTS: dict[type, dict[str, Any]] = {}
-
-
-def _hints(kind: type) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = typing.get_type_hints(kind)
-    return _HINTS[kind]
+    return kind(**{name: _read(fields.kinds[name], item, f"{where}.{name}") for name, item in value.items()})

@@ -176,6 +176,10 @@ class SessionStore:
                 count += int(self._requeue(keys=[keys.state, keys.owner, WAITING, RUNNING], args=arguments))
         return count
 
+    def is_any_open(self) -> bool:
+        """Whether any waits or is held by a worker."""
+        return bool(self._redis.exists(WAITING, RUNNING))
+
     def is_any_waiting(self) -> bool:
         return bool(self._redis.exists(WAITING))
 

@@ -174,6 +174,8 @@ class Propagator:
             self._let_go(held)
 
     def _take_up(self, incarnation: str) -> None:
+        if not self._claims.store.is_any_open():
+            return  # after nearly every image of a dataset: one round trip
         self._claims.store.requeue_lost(self._live_incarnations, free_handed=incarnation)
         if not self._claims.store.is_any_waiting():
             return
