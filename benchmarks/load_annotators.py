@@ -58,7 +58,7 @@ class Annotator:
         self._address, self._images_url, self._next_task, self._tally = address, images_url, next_task, tally
 
     async def work(self, ends_at: float) -> None:
-        await asyncio.sleep(self._pace * self._rng.uniform(0, 4 * LOOK_S[0]))
+        await asyncio.sleep(self._pace * self._rng.uniform(0, 2 * LOOK_S[0]))
         while time.monotonic() < ends_at:
             task, self._next_task[0] = self._next_task[0], self._next_task[0] + 1
             self._tally.n_tasks += 1

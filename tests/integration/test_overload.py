@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,13 @@ from typing import Any
 import pytest
 import requests
 
-from backend import web_server
+from backend import patience, web_server
+from backend.dispatch import Dispatcher
+from backend.slow_jobs import SlowJobs, dataset_job
 from backend.supervisor import child_environment
+from sam2_backend.dataset_messages import DatasetJob
+from sam2_backend.errors import OverloadedError
+from sam2_backend.messages import MediaRef
 from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -122,6 +128,30 @@ def test_health_is_answered_while_a_hung_redis_holds_up_all_that_needs_it(crowde
     assert 429 in {answer.status_code for answer in answers}
     assert all("Retry-After" in answer.headers for answer in answers if answer.status_code == 429)
     until(lambda: web.click("plain").ok)
+
+
+def test_a_dataset_job_that_its_queue_has_no_room_for_is_refused_and_background_work_waits_for_room(settings, redis_server, monkeypatch):
+    monkeypatch.setattr(patience, "_PAUSE_S", 0.01)
+    dispatcher = Dispatcher(settings)
+    jobs, wanted = SlowJobs(settings, dispatcher), dataset_job(DatasetJob(MediaRef("http://images.test/1.png"), "everything"))
+    tried: list[bool] = []
+
+    def send() -> None:
+        tried.append(True)
+        if len(tried) == 3:
+            connection.ltrim("rq:queue:preannotate", 0, 10)
+        jobs.send(wanted)
+
+    with redis_server.connect() as connection:
+        connection.rpush("rq:queue:preannotate", *range(1000))
+        with pytest.raises(OverloadedError) as raised:
+            jobs.send(wanted)
+        assert raised.value.retry_after_s > 0
+        assert not connection.exists(wanted.record_key)
+        patience.while_redis_is_away(send, threading.Event())
+        assert len(tried) == 3
+        assert connection.lrange("rq:queue:preannotate", -1, -1) == [wanted.job_id.encode()]
+    dispatcher.close()
 
 
 def test_a_caller_that_falls_silent_does_not_hold_a_thread_for_ever(caplog):
