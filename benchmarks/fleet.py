@@ -2,10 +2,11 @@
 
 Real worker processes with a model that sleeps, a real Redis of its own, and the command's own many hands. `jobs`: every image through the
 queue and back. `tasks`: the same with a Label Studio in a process of its own, which is asked for each task's predictions and stores one; it
-is the tests' stand-in, so its own time is none of Label Studio's. Linear is so many times the rate of one worker. All of it shares this machine's
-cores, so the CPU time of a task is told too: it is what limits a fleet on few cores. The CPU time of a Redis or Label Studio elsewhere would not count here.
+is the tests' stand-in, so its own time is none of Label Studio's. Linear is so many times the rate of one worker; `model busy` is the share
+of their time that the workers spend in the model. All of it shares this machine's cores, so the CPU time of a task is told too: it is what
+limits a fleet on few cores. A Redis or a Label Studio elsewhere would cost none here.
 
-    python -m benchmarks.fleet [--workers 1 2 4 8] [--model-ms 20] [--seconds 8] [--level jobs|tasks]
+    python -m benchmarks.fleet [--workers 1 2 4 8] [--model-ms 20] [--seconds 5] [--rounds 3] [--level jobs|tasks]
 """
 
 from __future__ import annotations
@@ -52,25 +53,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--model-ms", type=float, default=20.0)
-    parser.add_argument("--seconds", type=float, default=8.0, help="about so long each number of workers is measured")
+    parser.add_argument("--seconds", type=float, default=5.0, help="about so long each number of workers is measured")
     parser.add_argument("--level", choices=["jobs", "tasks"], default="jobs")
+    parser.add_argument("--rounds", type=int, default=3, help="each number of workers is measured so often; its median rate counts")
     parser.add_argument("--profile", action="store_true", help="where the command's own time goes, for the largest fleet")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before; the model sleeps {options.model_ms:g} ms; level {options.level}")
-    print("workers  tasks/s  of linear  CPU ms a task: command  a worker's  Redis  Label Studio     all  load")
-    rows: list[dict[str, float]] = []
-    for count in options.workers:
-        row = measure(options, count)
-        row["of_linear"] = round(row["rate"] / (rows[0]["rate"] / rows[0]["workers"] * count), 3) if rows else 1.0
-        rows.append(row)
+    # In turn, so that what else the machine does hits all sizes alike.
+    rounds = [[measure(options, count) for count in options.workers] for _ in range(options.rounds)]
+    fleets = [sorted(rows, key=lambda row: row["rate"])[len(rows) // 2] for rows in zip(*rounds, strict=True)]
+    print("workers  tasks/s  of linear  model busy  CPU ms a task: command  a worker's  Redis  Label Studio     all  load")
+    for row in fleets:
+        row["of_linear"] = round(row["rate"] / (fleets[0]["rate"] / fleets[0]["workers"] * row["workers"]), 3)
+        row["model_share"] = round(row["rate"] * options.model_ms / 1000 / row["workers"], 3)
         cpu = [row[f"{who}_cpu_ms"] for who in ("command", "workers", "redis", "studio", "all")]
         print(
-            f"{count:7}  {row['rate']:7.1f}  {row['of_linear']:9.2f}  {cpu[0]:22.2f}  {cpu[1]:10.2f}  {cpu[2]:5.2f}  {cpu[3]:12.2f}"
-            f"  {cpu[4]:6.2f}  {row['load']:4.1f}",
-            flush=True,
+            f"{row['workers']:7}  {row['rate']:7.1f}  {row['of_linear']:9.2f}  {100 * row['model_share']:8.0f} %  {cpu[0]:22.2f}  {cpu[1]:10.2f}"
+            f"  {cpu[2]:5.2f}  {cpu[3]:12.2f}  {cpu[4]:6.2f}  {row['load']:4.1f}"
         )
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "model_ms": options.model_ms, "level": options.level}
-    print(json.dumps({"benchmark": "fleet", **machine, "fleets": rows}))
+    print(json.dumps({"benchmark": "fleet", **machine, "rounds": options.rounds, "fleets": fleets}))
 
 
 def measure(options: argparse.Namespace, count: int) -> dict[str, float]:
