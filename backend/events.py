@@ -25,6 +25,7 @@ Outcome = Literal["answered", "nothing", "superseded", "slow", "waiting", "prepa
 TIERS: tuple[str, ...] = get_args(CacheTier)
 _PLACES = {"device": "the device", "host": "host memory", "redis": "Redis", "bucket": "the bucket"}
 _LONGEST_WORDS = 400
+_MOST_PROBLEMS = 20
 _LONGEST_NAME = 200
 
 
@@ -156,17 +157,47 @@ def ahead_event(project: str, uris: Sequence[str]) -> Event:
     return Event("open", "ahead", words, project, prepared=tuple(media_digest(uri) for uri in uris))
 
 
-def preannotate_event(
-    project: str, tasks: Sequence[Mapping[str, Any]], n_made: int, n_late: int, problems: Sequence[str], total_ms: float
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a task gets no prediction, or not all of it.
+
+    Attributes:
+        task: Its id; empty: it concerns the whole request.
+        code: Of the error.
+    """
+
+    words: str
+    task: str = ""
+    code: str = ""
+
+
+def preannotate_events(
+    project: str, tasks: Sequence[Mapping[str, Any]], n_made: int, n_late: int, problems: Sequence[Problem], total_ms: float
+) -> list[Event]:
+    """Tasks that Label Studio asked about in a project that is annotated ahead: the request, and in a batch each task with a problem."""
+    of_tasks = [problem for problem in problems if problem.task] if len(tasks) > 1 else []
+    of_request = [problem for problem in problems if problem not in of_tasks]
+    shown = [Event("preannotate", "failed", p.words, project, p.task, code=p.code) for p in of_tasks[:_MOST_PROBLEMS]]
+    return [*shown, _preannotate_event(project, tasks, n_made, n_late, of_request, len(of_tasks), total_ms)]
+
+
+def _preannotate_event(
+    project: str,
+    tasks: Sequence[Mapping[str, Any]],
+    n_made: int,
+    n_late: int,
+    problems: Sequence[Problem],
+    n_failed: int,
+    total_ms: float,
 ) -> Event:
-    """Tasks that Label Studio asked about in a project that is annotated ahead."""
     task = _only_id(tasks)
     what = "Opened" if task else f"Predictions asked for {len(tasks)} tasks"
     late = f", {n_late} to follow when made" if n_late else ""
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    words = f"{what} → {_many(n_made, 'prediction')}{late}.{f' {problems[0]}{more}' if problems else ''}"
+    failed = f", {n_failed} failed" if n_failed else ""
+    words = f"{what} → {_many(n_made, 'prediction')}{late}{failed}.{''.join(f' {problem.words}' for problem in problems[:2])}"
     outcome: Outcome = "failed" if problems else "late" if n_late else "answered" if n_made else "nothing"
-    return Event("preannotate", outcome, words, project, task, total_ms=total_ms, n_predictions=n_made)
+    code = problems[0].code if problems else ""
+    return Event("preannotate", outcome, words, project, task, code, total_ms=total_ms, n_predictions=n_made)
 
 
 def stored_event(kind: Literal["push", "dataset"], task_id: int, n_regions: int, project: str = "") -> Event:

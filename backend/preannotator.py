@@ -18,6 +18,7 @@ from backend.briefly import briefly
 from backend.dataset_jobs import FAILED, NOT_READY, NOTHING_DRAWN, DatasetPlanner, TaskPlan, placeholder
 from backend.dataset_studio import DatasetStudio
 from backend.dispatch import Dispatcher
+from backend.events import Problem
 from backend.examples import choose_examples
 from backend.owed_tasks import OwedTasks
 from backend.slow_jobs import SlowJobs
@@ -58,7 +59,7 @@ class Answer:
 
     predictions: list[dict[str, Any]]
     n_late: int = 0
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 class Preannotator:
@@ -112,7 +113,7 @@ class Preannotator:
             return True
 
         if not briefly(work, otherwise=False, wait_s=wait_s + _SPARE_S):
-            answer.problems.append("Redis does not answer in time.")
+            answer.problems.append(Problem("Redis does not answer in time."))
         found = [one.found for one in asked]  # once: what is found from now on is late
         answer.predictions = [prediction or placeholder(version, NOT_READY) for prediction in found]
         ids = [task.get("id") for task, prediction in zip(tasks, found, strict=True) if prediction is None]
@@ -122,7 +123,7 @@ class Preannotator:
             briefly(lambda: self._owe(late, project, label_config, model, answer.problems), None)
         return answer
 
-    def _collect(self, planner: DatasetPlanner, asked: Sequence[_Asked], model: str, deadline: float, problems: list[str]) -> None:
+    def _collect(self, planner: DatasetPlanner, asked: Sequence[_Asked], model: str, deadline: float, problems: list[Problem]) -> None:
         """Send jobs, so many at a time, and take what is answered until the deadline."""
         waiting: list[_Asked] = []
         try:
@@ -141,9 +142,9 @@ class Preannotator:
                 waiting = [one for one in waiting if not self._take(planner, one, model, problems)]
                 time.sleep(_LOOK_EVERY_S if waiting else 0)
         except Sam2BackendError as error:
-            problems.append(error.message)
+            problems.append(Problem(error.message, code=error.code))
 
-    def _planned(self, planner: DatasetPlanner, asked: Sequence[_Asked], model: str, problems: list[str]) -> Iterator[_Asked]:
+    def _planned(self, planner: DatasetPlanner, asked: Sequence[_Asked], model: str, problems: list[Problem]) -> Iterator[_Asked]:
         """Tasks whose jobs are on their way; those that cannot be annotated get their prediction at once."""
         version = planner.version(model)
         for one in asked:
@@ -155,17 +156,18 @@ class Preannotator:
                 raise
             except (Sam2BackendError, KeyError, TypeError, ValueError) as error:
                 reason = error.message if isinstance(error, Sam2BackendError) else "it is no task of Label Studio's."
-                problems.append(f"Task {logs.one_line(str(one.task.get('id')), limit=40)}: {reason}")
+                code = error.code if isinstance(error, Sam2BackendError) else ""
+                problems.append(Problem(reason, logs.one_line(str(one.task.get("id")), limit=40), code))
                 one.found = placeholder(version, FAILED)
                 continue
-            problems += [f"Task {plan.task_id}: {problem}" for problem in plan.problems]
+            problems += [Problem(problem, str(plan.task_id)) for problem in plan.problems]
             if not plan.pages:
                 one.found = placeholder(version, NOTHING_DRAWN)
                 continue
             one.plan = plan
             yield one
 
-    def _take(self, planner: DatasetPlanner, one: _Asked, model: str, problems: list[str]) -> bool:
+    def _take(self, planner: DatasetPlanner, one: _Asked, model: str, problems: list[Problem]) -> bool:
         """Whether a task needs no more waiting."""
         pendings = [page.pending for page in one.plan.pages] if one.plan else []
         errors = [pending.answer for pending in pendings if isinstance(pending.answer, Sam2BackendError)]
@@ -173,27 +175,29 @@ class Preannotator:
         version = planner.version(model)
         if errors:
             self._jobs.forget(pendings)  # asked again, it is tried again
-            problems.append(f"Task {one.task['id']}: {errors[0].message}")
+            problems.append(Problem(errors[0].message, str(one.task["id"]), errors[0].code))
             one.found = placeholder(version, FAILED)
         elif one.plan and len(replies) == len(pendings):
             prediction = planner.prediction(one.plan, replies)
             one.found = {"result": prediction.result, "model_version": version} | ({"score": prediction.score} if prediction.result else {})
         return one.found is not None
 
-    def _owe(self, late: Sequence[int], project: str, label_config: str, model: str, problems: list[str]) -> None:
+    def _owe(self, late: Sequence[int], project: str, label_config: str, model: str, problems: list[Problem]) -> None:
         if not self._settings.label_studio_url or not self._settings.label_studio_api_key:
-            problems.append(
+            words = (
                 f"{len(late)} task(s) were not annotated in time, and cannot be later: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY. "
                 "Retrieving predictions again gives what is ready by then."
             )
+            problems.append(Problem(words))
             return
         try:
             n_lost = self.owed.owe(late, project, label_config, model, _STORED_WITHIN_S + 0.02 * len(late))
         except Sam2BackendError as error:
-            problems.append(error.message)
+            problems.append(Problem(error.message, code=error.code))
             n_lost = 0  # it is remembered, and noted when Redis answers again
         if n_lost:
-            problems.append(f"{n_lost} tasks are not annotated: too many wait already. Use `sam2-backend preannotate` for large projects.")
+            words = f"{n_lost} tasks are not annotated: too many wait already. Use `sam2-backend preannotate` for large projects."
+            problems.append(Problem(words))
         self.started()
 
     def give_examples(self, planner: DatasetPlanner, project_id: int) -> None:

@@ -20,7 +20,7 @@ from backend.clicks import Click, click_facts, slowest, task_name
 from backend.data_uri import data_uri_bytes, is_data_uri
 from backend.dataset_jobs import DatasetPlanner
 from backend.dispatch import Dispatcher
-from backend.events import Event, media_digest, open_event, preannotate_event
+from backend.events import Event, media_digest, open_event, preannotate_events
 from backend.label_config import LabelConfig, parse_label_config
 from backend.next_tasks import Ahead
 from backend.preannotator import Preannotator
@@ -128,7 +128,8 @@ class Predictor:
         facts = {"project": project, "mode": planner.mode, "tasks": len(tasks), "late": answer.n_late, "problems": len(answer.problems)}
         logs.event(log, "preannotate", facts | {"total_ms": round(spent_ms, 1)})
         n_made = sum(bool(prediction["result"]) for prediction in answer.predictions)
-        self.record(preannotate_event(project, tasks, n_made, answer.n_late, problems, spent_ms))
+        for event in preannotate_events(project, tasks, n_made, answer.n_late, problems, spent_ms):
+            self.record(event)
         return Click(answer.predictions, {"total": spent_ms})
 
     def setup(self, project: Any, schema: Any, hostname: Any = None, extra_params: Any = None) -> dict[str, Any]:  # noqa: ARG002  Label Studio's words
@@ -175,9 +176,7 @@ class Predictor:
             logs.event(log, "warm", facts)
         self.record(open_event(project_name(project), tasks, [job.media.uri for job in jobs], problems[0] if problems else None))
 
-    def _warm_jobs(
-        self, tasks: Sequence[Mapping[str, Any]], config: LabelConfig, problems: list[Sam2BackendError]
-    ) -> Iterator[WarmJob]:
+    def _warm_jobs(self, tasks: Sequence[Mapping[str, Any]], config: LabelConfig, problems: list[Sam2BackendError]) -> Iterator[WarmJob]:
         """A job for every page; a task whose data cannot be used adds its error to `problems` and is passed over."""
         for task, tag in itertools.product(tasks, config.images):
             try:

@@ -9,7 +9,7 @@ import time
 
 import redis
 
-from backend.events import Event, ahead_event, click_event, error_event, open_event, preannotate_event, stored_event, track_event
+from backend.events import Event, ahead_event, click_event, error_event, open_event, preannotate_events, stored_event, track_event
 from backend.journal_store import JournalStore
 from backend.overview import EMBEDDINGS_BYTES
 from backend.projects import ProjectStore, judged
@@ -138,7 +138,7 @@ def _happenings(now: float) -> list[Event]:
         (1345, error_event(PROJECT, "1193", "/predict", "overloaded", too_many, 2.9)),
         (2000, stored_event("push", 902, 3, VIDEOS)),
         (4000, error_event("", "", "/predict", "unauthorized", "The user, password or API key is missing or wrong.", 0.4)),
-        (7200, preannotate_event(PROJECT, [{"id": n} for n in range(40)], 37, 3, [], 3020.0)),
+        (7200, *preannotate_events(PROJECT, [{"id": n} for n in range(40)], 37, 3, [], 3020.0)),
         (9000, open_event(PROJECT, [{"id": n} for n in range(240)], uris, MediaUnreachableError("cdn.example.org refused the connection."))),
     ]  # fmt: skip
     return [_moved(event, now - age_s) for age_s, event in ages_s]

@@ -141,9 +141,9 @@ def test_an_image_that_cannot_be_had_is_said_and_the_others_are_answered(workers
     version = web.setup()
     versions = [prediction["model_version"] for prediction in web.retrieve(1, 2, 3)]
     assert versions == [version, f"{version} (failed)", f"{version} (failed)"]
-    page = web.client.get("/", headers={"Accept": "text/html"}).text
-    assert "Task 2: as asked" in page
-    assert "Task 3: The task&#39;s data has no &#39;image&#39;" in page
+    said = {task_id: web.client.get(f"/tasks?task={task_id}").json["events"] for task_id in (2, 3)}
+    assert [(event["outcome"], event["code"], event["words"]) for event in said[2]] == [("failed", "media_unreachable", "as asked")]
+    assert "The task's data has no 'image'" in said[3][0]["words"]
 
 
 def test_boxes_that_came_after_a_first_look_become_masks_when_asked_again(workers, studio, tier):

@@ -9,7 +9,7 @@ import pytest
 
 from backend import journal
 from backend.advice import grouped, meanwhile, who
-from backend.events import Event, click_event, error_event, open_event, preannotate_event, tidy, track_event
+from backend.events import Event, Problem, click_event, error_event, open_event, preannotate_events, tidy, track_event
 from backend.journal import Journal
 from backend.journal_store import ERRORS, KEEP_S, MOST_OF_TASK, RECENT, TASK, JournalStore
 from backend.tallies import Tally, counts_of, share_ready
@@ -74,11 +74,20 @@ def test_a_task_that_is_opened_and_a_batch_are_told_apart():
 
 
 def test_late_predictions_and_tracks_say_that_more_comes():
-    assert preannotate_event("3.1", [{"id": 1}, {"id": 2}], 1, 1, [], 9.0).outcome == "late"
-    assert "2 more" in preannotate_event("3.1", [{"id": 1}], 0, 0, ["a.", "b.", "c."], 9.0).words
+    (late,) = preannotate_events("3.1", [{"id": 1}, {"id": 2}], 1, 1, [], 9.0)
+    assert (late.outcome, late.words) == ("late", "Predictions asked for 2 tasks → 1 prediction, 1 to follow when made.")
     facts = {"task": "17", "objects": 2, "phase": "running", "done": 3, "frames": 9, "worker": "gpu0"}
     assert track_event("3.1", facts, {}).outcome == "waiting"
     assert track_event("3.1", facts | {"phase": "done"}, {}).outcome == "answered"
+
+
+def test_a_problem_of_a_batch_stands_under_its_own_task_and_of_one_task_beside_its_request():
+    problem = Problem("It is private.", "2", "media_refused")
+    of_task, whole = preannotate_events("3.1", [{"id": 1}, {"id": 2}], 1, 0, [problem], 9.0)
+    assert (of_task.task, of_task.outcome, of_task.code) == ("2", "failed", "media_refused")
+    assert (whole.task, whole.outcome, whole.words) == ("", "answered", "Predictions asked for 2 tasks → 1 prediction, 1 failed.")
+    (only,) = preannotate_events("3.1", [{"id": 2}], 0, 0, [problem], 9.0)
+    assert (only.task, only.outcome, only.code, only.words) == ("2", "failed", "media_refused", "Opened → 0 predictions. It is private.")
 
 
 def test_an_event_comes_back_as_it_was_kept():
