@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -55,7 +54,6 @@ def device_errors() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in _FULL):
             raise
-        gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise GpuMemoryError(

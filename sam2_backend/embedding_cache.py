@@ -8,6 +8,7 @@ What is found in one tier is kept in the others as well. A tier that is away cos
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from typing import Generic, TypeVar
 import redis
 import torch
 
+from sam2_backend.devices import device_errors
 from sam2_backend.embedding import FORMAT
 from sam2_backend.embedding_redis import RedisTier, Turn
 from sam2_backend.embedding_tier import LowerTier
@@ -162,6 +164,7 @@ class EmbeddingCache:
         """Free the device, as after an out-of-memory error; the other tiers keep their copies."""
         with self._lock:
             self._on_device.clear()
+        gc.collect()  # errors and the frames that they went through, with all their tensors, may hold each other
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -175,8 +178,9 @@ class EmbeddingCache:
             return work()
         except GpuMemoryError:
             log.warning("the device is full: its embeddings are dropped and the step is tried once more")
-            self.empty_device_tier()
-            return work()
+        # Not in the handler: the error's traceback holds all that the step had allocated.
+        self.empty_device_tier()
+        return work()
 
     def stats(self) -> CacheStats:
         with self._lock:
@@ -198,7 +202,7 @@ class EmbeddingCache:
         if embedding is not None:
             return embedding, "device"
         if data is not None:
-            return self._keep(name, ImageEmbedding.from_bytes(data, self._device, self._dtype), data), "host"
+            return self._keep(name, self._loaded(data), data), "host"
         with self._in_redis.turn(name) if self._in_redis else nullcontext(Turn(None)) as turn:
             embedding = self._revive(turn.found, "redis")
             if embedding is not None and turn.found is not None:
@@ -233,10 +237,17 @@ class EmbeddingCache:
         if data is None:
             return None
         try:
-            return ImageEmbedding.from_bytes(data, self._device, self._dtype)
+            return self._loaded(data)
         except ValueError as error:
             log.warning("an embedding in the %s tier is damaged and is made again: %s", tier, error)
             return None
+
+    def _loaded(self, data: bytes) -> ImageEmbedding:
+        def load() -> ImageEmbedding:
+            with device_errors():
+                return ImageEmbedding.from_bytes(data, self._device, self._dtype)
+
+        return self.with_room(load)
 
     def _keep(self, name: str, embedding: ImageEmbedding, data: bytes | None) -> ImageEmbedding:
         with self._lock:

@@ -5,7 +5,6 @@ Several workers of one machine share the folder; a file lock keeps their evictio
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -15,15 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from sam2_backend.file_lock import lock
+
 ABANDONED_AFTER_S = 3600.0
 KEPT_SHARE = 15 / 16
 """How full the folder is left when files had to go: going through thousands of them takes longer than fetching an image."""
 PART_SUFFIX = ".part"
 LEDGER = ".lock"
 READ_BYTES = 1 << 20
-LOCK_WAIT_S = 3.0
-"""Evictions take milliseconds; whoever cannot lock the folder goes on without a copy on disk."""
-_LOCK_POLL_S = 0.005
 
 
 def new_digest() -> hashlib.blake2b:
@@ -140,7 +138,7 @@ class MediaFolder:
     def _locked(self) -> Iterator[BinaryIO]:
         """Hold the folder's lock file, which is also its ledger: the bytes held, or more where a file went unbooked, never less."""
         with (self._folder / LEDGER).open("a+b") as ledger:
-            _lock(ledger)
+            lock(ledger)
             yield ledger
 
     def _make_room(self, n_bytes: int, name: str, ledger: BinaryIO) -> None:
@@ -178,19 +176,6 @@ class MediaFolder:
                         yield stat, Path(entry.path)
                     elif time.time() - stat.st_mtime > ABANDONED_AFTER_S:
                         os.unlink(entry.path)  # noqa: PTH108  a path string from scandir
-
-
-def _lock(ledger: BinaryIO) -> None:
-    """Held until the file is closed. A process that was stopped in the middle may hold it for ever: it is not waited for that long."""
-    gives_up_at = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > gives_up_at:
-                raise
-            time.sleep(_LOCK_POLL_S)
 
 
 def _touch(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -169,3 +170,15 @@ class FolderMachine(RuleBasedStateMachine):
 
 TestFolderMachine = FolderMachine.TestCase
 TestFolderMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+def test_a_stopped_process_that_holds_the_lock_costs_the_copy_and_not_the_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("sam2_backend.file_lock.LOCK_WAIT_S", 0.05)
+    folder = MediaFolder(tmp_path, 100)
+    first = keep(folder, b"hello")
+    with (tmp_path / LEDGER).open("rb") as ledger:
+        fcntl.flock(ledger, fcntl.LOCK_EX)
+        with pytest.raises(OSError):
+            keep(folder, b"other")
+        assert folder.read(first) == b"hello"
+    assert folder.read(keep(folder, b"other")) == b"other"
