@@ -149,7 +149,7 @@ def waiting(state: Readiness) -> dict[str, int]:
     for queue, length in state.queues.items():
         kind = queue.split("@", 1)[0]
         kinds[kind] = kinds.get(kind, 0) + length
-    kinds["propagate"] = sum(track.phase == "waiting" for track in state.propagations)
+    kinds["propagate"] = state.n_tracks_waiting
     return kinds
 
 

@@ -16,6 +16,7 @@ from sam2_backend.settings import Settings
 from sam2_backend.video_messages import PropagationState
 
 PROPAGATIONS_SHOWN = 20
+_PHASES_FIRST = {"running": 0, "waiting": 1}
 RANDOM_WEIGHTS = "random-weights"
 
 
@@ -26,6 +27,8 @@ class Readiness:
     Attributes:
         missing: What keeps every click from being answered.
         warnings: What is unwise, or concerns single projects.
+        propagations: Those that run, then those that wait, then those used last; not all.
+        n_tracks_waiting: How many wait in all.
     """
 
     missing: tuple[str, ...]
@@ -35,6 +38,7 @@ class Readiness:
     projects: tuple[Project, ...]
     model_version: str
     propagations: tuple[PropagationState, ...] = ()
+    n_tracks_waiting: int = 0
     redis_answers: bool = True
 
     @property
@@ -78,13 +82,22 @@ def readiness(settings: Settings, dispatcher: Dispatcher, projects: ProjectStore
     try:
         queues = dispatcher.queue_lengths()
         workers = tuple(dispatcher.workers())
-        tracked = tuple(propagations.recent()[:PROPAGATIONS_SHOWN])
+        tracked = sorted(propagations.recent(), key=lambda state: _PHASES_FIRST.get(state.phase, len(_PHASES_FIRST)))
     except (Sam2BackendError, RedisError, OSError):
         missing = ("Redis does not answer. Start it, or set SAM2_REDIS_URL to the one that the workers use.",)
         return Readiness(missing, (), (), {}, (), "", redis_answers=False)
-    seen = tuple(projects.newest())
+    seen, n_waiting = tuple(projects.newest()), sum(state.phase == "waiting" for state in tracked)
     warnings = [*_random_weights(workers), *_label_studio(settings, seen), *_project_warnings(seen)]
-    return Readiness(tuple(_workers_missing(workers)), tuple(warnings), workers, queues, seen, dispatcher.model_version(), tracked)
+    return Readiness(
+        tuple(_workers_missing(workers)),
+        tuple(warnings),
+        workers,
+        queues,
+        seen,
+        dispatcher.model_version(),
+        tuple(tracked[:PROPAGATIONS_SHOWN]),
+        n_waiting,
+    )
 
 
 def _workers_missing(workers: Sequence[WorkerStatus]) -> list[str]:
@@ -110,7 +123,9 @@ def _label_studio(settings: Settings, projects: Sequence[Project]) -> list[str]:
             "LABEL_STUDIO_URL is not set: uploaded and cloud images of the connected projects cannot be fetched, and the next tasks are not embedded ahead. Set it to an address of Label Studio that this machine reaches, and LABEL_STUDIO_API_KEY to a token."
         ]
     if settings.label_studio_url and not settings.label_studio_api_key:
-        return ["LABEL_STUDIO_API_KEY is not set: Label Studio will refuse to hand out uploaded images and to say which tasks come next. Set it to an access token."]
+        return [
+            "LABEL_STUDIO_API_KEY is not set: Label Studio will refuse to hand out uploaded images and to say which tasks come next. Set it to an access token."
+        ]
     return []
 
 

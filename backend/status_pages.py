@@ -128,7 +128,8 @@ class StatusPages:
             facts = {"project": name, "images_embedded": n_embedded, "last_days": tally_json(whole)}
             return jsonify(facts | {"events": [_event_json(event) for event in events]})
         dated = [(now - DAY_S * (DAYS - 1 - index), tally) for index, tally in enumerate(days)]
-        groups = advice.grouped([event for event in events if event.is_error])
+        errors, _ = self._of(state, self._store.errors, lambda event: event.is_error)
+        groups = advice.grouped([event for event in errors if event.project == name])
         return _page(
             "project.html", 404 if is_unknown else 200, root="../", title=name.split(".", 1)[0], known=known, state=state, now=now, events=events, is_shared=is_shared,
             days=[(at, tally) for at, tally in reversed(dated) if tally.outcomes], whole=whole, n_embedded=n_embedded, groups=groups,

@@ -181,6 +181,17 @@ def test_a_project_shows_what_was_done_in_it(client, dispatcher, brush_config, p
         assert text in page, text
 
 
+def test_a_projects_errors_are_not_pushed_out_by_its_clicks(client, dispatcher, predict_body):
+    dispatcher.raises = NoWorkerError("No worker answered.")
+    client.post("/predict", json=predict_body())
+    dispatcher.raises = None
+    for _ in range(60):
+        client.post("/predict", json=predict_body())
+    page = read(client, "/projects/3")
+    assert "1 × no_worker" in page
+    assert "No worker answered." in page
+
+
 def test_a_project_that_was_never_heard_of_is_said_so(client):
     assert "Project 99 Not connected, as far as is known" in read(client, "/projects/99", 404)
     assert "project 99" in client.get("/projects/99").json["error"]["message"]
@@ -220,6 +231,15 @@ def test_a_running_propagation_shows_its_progress_and_can_be_cancelled(client, p
     answer = client.post(f"/propagations/{session}/cancel", data="", content_type="application/x-www-form-urlencoded")
     assert answer.status_code == 303
     assert f"propagations/{session}/cancel" not in client.get("/", headers=BROWSER).text
+
+
+def test_of_many_propagations_those_that_run_and_wait_are_shown_first(client, propagations):
+    phases = ["done"] * 30 + ["waiting"] * 25 + ["running"]
+    propagations.states = {f"{n:032x}": PropagationState(f"{n:032x}", phase, f"title-{phase}-{n}") for n, phase in enumerate(phases)}
+    page = read(client)
+    assert page.index("title-running-55") < page.index("title-waiting-30")
+    assert "title-done" not in page
+    assert "Videos to track through 25 waiting" in page
 
 
 def test_a_page_stays_as_it_is_unless_it_is_watched(client):
