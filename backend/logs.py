@@ -33,9 +33,18 @@ _SECRET_SHAPES = (
 def secrets_of(settings: Settings) -> tuple[str, ...]:
     """Every secret value that the settings hold, the password inside an address too; longest first."""
     values = {str(getattr(settings, f.name)) for f in dataclasses.fields(settings) if f.metadata["secret"]}
-    values |= {unquote(part) for part in (urlsplit(settings.redis_url).password,) if part}
+    values |= _passwords(settings.redis_url)
     values |= {json.dumps(value, ensure_ascii=False)[1:-1] for value in values}  # as a quoted field shows them
     return tuple(sorted((value for value in values if len(value) >= _SHORTEST_SECRET), key=len, reverse=True))
+
+
+def _passwords(url: str) -> set[str]:
+    """The password in an address, as written and as meant; of one that is malformed, all before its last @."""
+    try:
+        found = urlsplit(url).password or ""
+    except ValueError:
+        found = url.rpartition("@")[0].partition("://")[2].lstrip(":")
+    return {found, unquote(found)}
 
 
 def scrubber(settings: Settings) -> Callable[[str], str]:

@@ -46,7 +46,8 @@ def connect(url: str, max_connections: int) -> redis.Redis:
         )
     except ValueError as error:
         raise QueueDownError(
-            "No Redis is configured. Set SAM2_REDIS_URL (redis://, rediss:// or unix://), or run `sam2-backend up`."
+            "No Redis is configured, or its address is malformed. Set SAM2_REDIS_URL (redis://, rediss:// or unix://; write other characters "
+            "than letters and digits of its password as %XX), or run `sam2-backend up`."
         ) from error
 
 

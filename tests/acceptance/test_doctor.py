@@ -127,7 +127,7 @@ def test_redis_refuses_the_password_and_none_is_shown(nano, project) -> None:
 
 def test_the_redis_address_is_none(nano, project) -> None:
     report = examined(nano.settings, project.project_id, redis_url="localhost:6379")
-    check_only_wrong(report, "^Redis and workers: No Redis is configured. Set SAM2_REDIS_URL")
+    check_only_wrong(report, "^Redis and workers: No Redis is configured, or its address is malformed. Set SAM2_REDIS_URL")
 
 
 def test_no_worker_is_alive(nano, project, redis_server) -> None:
