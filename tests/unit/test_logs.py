@@ -121,5 +121,5 @@ def test_the_web_servers_own_lines_have_the_same_form(monkeypatch, capsys, as_js
     "url", ["redis://:hunter2pw@[::1/0", "rediss://u:hunter2pw@host:1/0", "redis://:hunter2pw@host:port/0", "redis://:hunter2%70w@host/0"]
 )
 def test_the_password_of_redis_is_hidden_also_where_its_address_is_malformed(url):
-    scrub = scrubber(Settings(redis_url=url))
+    scrub = logs.scrubber(Settings(redis_url=url))
     assert "hunter2pw" not in scrub(f"cannot use {url}") + scrub("the password hunter2pw")
