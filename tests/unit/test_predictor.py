@@ -62,6 +62,12 @@ def test_the_region_lies_where_the_click_was(predictor, brush_config, point):
     assert not mask[75, 60]
 
 
+def test_a_region_says_how_many_points_and_boxes_made_it(predictor, brush_config, point):
+    for n_points in (1, 3):
+        (prediction,) = _click(predictor, brush_config, *[point(f"p{n}", x=50 + n) for n in range(n_points)])
+        assert [region["meta"] for region in prediction["result"]] == [{"clicks": n_points}]
+
+
 def test_a_later_click_on_the_same_object_supersedes_the_earlier_and_another_object_does_not(predictor, dispatcher, brush_config, point):
     _click(predictor, brush_config, point("p1"))
     _click(predictor, brush_config, point("p1"), point("p2", x=60))

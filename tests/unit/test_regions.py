@@ -38,10 +38,22 @@ def output(kind: str, *, separated: bool = False) -> OutputTag:
     return parse_label_config(config(kind, separated=separated)).output("image")
 
 
-def made(kind: str, mask: np.ndarray = MASK, *, separated: bool = False, score: float = 0.9, labels=("Cat",), item_index=None, **options):
+def made(
+    kind: str,
+    mask: np.ndarray = MASK,
+    *,
+    separated: bool = False,
+    score: float = 0.9,
+    labels=("Cat",),
+    item_index=None,
+    n_clicks=0,
+    **options,
+):
     answer = ObjectMask("prompt", runs_from_mask(mask), score)
     tag = output(kind, separated=separated)
-    return regions(answer, tag, label_names=labels, region_id="abc", item_index=item_index, options=ProjectOptions(**options))
+    return regions(
+        answer, tag, label_names=labels, region_id="abc", item_index=item_index, options=ProjectOptions(**options), n_clicks=n_clicks
+    )
 
 
 def shown(region: dict) -> np.ndarray:
@@ -80,6 +92,14 @@ def test_label_studios_validation_would_see_a_mistake():
 @pytest.mark.parametrize("kind", ["Brush", "Bitmask", "Polygon"])
 def test_a_region_shows_the_mask(kind):
     assert np.array_equal(np.logical_or.reduce([shown(region) for region in made(kind)]), MASK)
+
+
+def test_a_region_says_by_how_many_clicks_it_was_made_and_label_studio_accepts_that():
+    result = made("Brush", separated=True, n_clicks=3)
+    assert [region["meta"] for region in result] == [{"clicks": 3}] * 2
+    prediction = {"result": result, "score": 0.9, "model_version": "sam2"}
+    assert LabelInterface(config("Brush", separated=True)).validate_prediction(prediction, return_errors=True) == []
+    assert all("meta" not in region for region in made("Brush"))
 
 
 def test_a_rectangle_is_the_box_around_the_whole_mask():
