@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := backend sam2_backend tests benchmarks checkpoints
 
-.PHONY: demo up doctor test check unit acceptance eval-demo clean
+.PHONY: demo up doctor test check unit acceptance chaos eval-demo clean
 
 demo: .venv/run.stamp ## Redis, a worker, the web tier and a real Label Studio with a connected project
 	@exec $(BIN)/sam2-backend demo
@@ -30,6 +30,9 @@ unit: .venv/dev.stamp
 
 acceptance: .venv/dev.stamp ## the real Label Studio in a real browser; screenshots in tests/acceptance/screenshots
 	$(BIN)/pytest -q tests/acceptance
+
+chaos: .venv/dev.stamp ## every fault several times, under 200 clicks and 50 background jobs each (a quarter of an hour; `make test` has the short form)
+	CHAOS=full $(BIN)/pytest -q tests/chaos
 
 # Where checkpoints/train_demo cached its raw material; where it did not, the command says how.
 WORK ?= .tmp/train-demo

@@ -20,6 +20,8 @@ PATIENCE_S = 600.0
 """How long a Label Studio that does not answer is waited for."""
 LONGEST_PAUSE_S = 15.0
 _STORED_TRIES = 4
+_STORED_LATE_S = 1.0
+"""A request whose answer was lost may still be at work."""
 _BUSY = HTTPStatus.INTERNAL_SERVER_ERROR
 """As its SQLite is, where many write at a time."""
 _POST_S = 120.0
@@ -120,12 +122,22 @@ class DatasetStudio(LabelStudio):
         was_sent = False
         for left in reversed(range(_STORED_TRIES)):
             try:
-                return self._store(task_id, fields, replaces) or was_sent
+                is_new = self._store(task_id, fields, replaces)
+                if was_sent:
+                    self._drop_doubles(task_id, version)
+                return is_new or was_sent
             except LabelStudioError as error:
                 if not left or (error.answered != _BUSY and not isinstance(error, LabelStudioAwayError)):
                     raise
-            was_sent = True  # it may have been stored before the answer was lost: the next try looks
+            was_sent = True  # it may have been stored before the answer was lost, or be stored now: the next try looks
+            self._stopped.wait(_STORED_LATE_S)
         raise AssertionError
+
+    def _drop_doubles(self, task_id: int, version: str) -> None:
+        """Of several predictions of one version the first stays: a request whose answer a proxy gave up on may have been done after all."""
+        found = [prediction["id"] for prediction in self.predictions(task_id) if prediction.get("model_version") == version]
+        for prediction_id in found[1:]:
+            self._delete(prediction_id)
 
     def _store(self, task_id: int, fields: dict[str, Any], replaces: Sequence[str]) -> bool:
         stored = self.predictions(task_id)

@@ -34,6 +34,8 @@ class Studio:
         self.n_added = 0
         self.loses_every = 0
         """Every nth prediction is stored and its answer never sent."""
+        self.is_late_every = 0
+        """Every nth prediction is stored after a proxy has given up on it."""
         self._server: ThreadingHTTPServer | None = None
         self._thread: threading.Thread | None = None
         self.port = 0
@@ -183,9 +185,16 @@ class _Handler(BaseHTTPRequestHandler):
             return 400, {"task": ["Invalid pk - object does not exist."]}
         studio.n_added += 1
         prediction_id = studio.n_added
+        if studio.is_late_every and prediction_id % studio.is_late_every == 0:
+            threading.Timer(0.3, self._store_late, (prediction_id, body)).start()
+            return 504, {"detail": "Gateway time-out"}
         studio.predictions[prediction_id] = {"id": prediction_id} | body
         is_lost = studio.loses_every and studio.n_added % studio.loses_every == 0
         return (0 if is_lost else 201), studio.predictions[prediction_id]
+
+    def _store_late(self, prediction_id: int, body: dict[str, Any]) -> None:
+        with self.studio.lock:
+            self.studio.predictions[prediction_id] = {"id": prediction_id} | body
 
     def log_message(self, *_: object) -> None:
         """Quiet."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from backend import config_generator
+from backend.dataset_studio import DatasetStudio
 from backend.label_studio import LabelStudioError
 from backend.preannotate import Asked, run_preannotate, run_warm
 from backend.progress import Progress
@@ -95,6 +96,24 @@ def test_a_thousand_tasks_through_two_workers_with_one_killed_and_label_studio_r
     assert all(prediction["result"] for prediction in studio.predictions.values())
     assert command.progress.counts.seen == 1000
     assert not workers.connection.keys("sam2:reply:*"), "an answer that was used is dropped"
+
+
+@pytest.mark.parametrize("patience_s", [1.0, 0.0], ids=["done before it is looked again", "done after it was sent again"])
+def test_what_is_stored_after_a_proxy_gave_up_on_it_is_there_once(workers, studio, monkeypatch, patience_s):
+    monkeypatch.setattr("backend.dataset_studio._STORED_LATE_S", patience_s)
+    predictions = DatasetStudio.predictions
+
+    def looked_slowly(self: DatasetStudio, task_id: int) -> list:
+        time.sleep(0.0 if patience_s or not studio.predictions_of(task_id) else 0.5)
+        return predictions(self, task_id)
+
+    monkeypatch.setattr(DatasetStudio, "predictions", looked_slowly)
+    studio.add_tasks(*images(12))
+    studio.is_late_every = 5
+    workers.start("w0")
+    assert Command(workers, studio).run() == 0
+    time.sleep(0.5)
+    assert once_each(studio)
 
 
 def test_running_twice_adds_nothing_and_asks_no_worker(workers, studio):
