@@ -42,6 +42,7 @@ from sam2_backend.embedding_bucket import EmbeddingBucket
 from sam2_backend.embedding_cache import EmbeddingCache, EmbeddingKey
 from sam2_backend.embedding_disk import EmbeddingFolder
 from sam2_backend.embedding_name import place_of
+from sam2_backend.embedding_redis import RedisTier
 from sam2_backend.embedding_tier import LowerTier
 from sam2_backend.engine import ImageEmbedding, Sam2Engine
 from sam2_backend.images import load_rgb
@@ -148,7 +149,7 @@ class Bench:
         return spent_ms
 
     def write(self, tier: str) -> float:
-        store = self.disk if tier == "disk" else self.remote
+        store = {"redis": RedisTier(self.connection, GIB), "disk": self.disk, "bucket": self.remote}[tier]
         started = time.perf_counter()
         store.put(self.name, self.data)
         return (time.perf_counter() - started) * 1e3
@@ -195,7 +196,7 @@ def measure(bench: Bench, jpeg: bytes, repeats: int) -> dict[str, dict[str, floa
     for number in range(repeats + 1):
         for tier in bench.caches:
             times.setdefault(tier, []).append(bench.look_up(tier))
-        for tier in ("disk", "bucket"):
+        for tier in ("redis", "disk", "bucket"):
             times.setdefault(f"write to {tier}", []).append(bench.write(tier))
         print(f"round {number} of {repeats}, load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     return {name: summary(values[1:]) for name, values in times.items()}
