@@ -22,6 +22,7 @@ from rq.utils import now
 from rq.worker.base import WorkerStatus as RqState
 
 from sam2_backend.click_batch import turns
+from sam2_backend.courtesy import Courtesy
 from sam2_backend.dataset_messages import DatasetReply
 from sam2_backend.errors import JobTimedOutError, Sam2BackendError, SupersededError
 from sam2_backend.job_records import MARGIN_S, JobRecords, limit_s
@@ -42,8 +43,6 @@ log = logging.getLogger(__name__)
 
 _RETRY_S = 0.25
 _PUSHES = 20
-#: How often an encoder run is looked up from.
-_LOOK_EVERY_S = 0.02
 #: How long a started job's record outlives its time limit.
 _MARGIN_S = 60
 _DEFAULT_LIMIT_S = 180
@@ -75,7 +74,6 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         self.birth_date = self.last_heartbeat = now()
         self._status, self._heartbeat_s = status, heartbeat_s
         self._people, self._all = queues_of_people(status.name), queues_served(status.name)
-        self._looked_at = 0.0
         self._source = JobSource(connection, status.name, click_batch)
         self._runtime: Runtime | None = None
         self._should_stop: Callable[[], bool] = lambda: False
@@ -222,26 +220,34 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         except redis.RedisError as error:
             log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
 
-    def _let_ready(self, job_key: str, record_s: int) -> None:
+    def _let_ready(self, job: SafeJob, courtesy: Courtesy) -> None:
         """As `_let_people`, in the middle of an encoder run: clicks whose image is embedded, which need the decoder alone."""
-        if time.monotonic() - self._looked_at < _LOOK_EVERY_S or self._runtime is None:
+        if not courtesy.is_due or self._runtime is None:
             return
         try:
-            while found := self._source.take_clicks(self._runtime.is_ready):
-                with _paused_alarm():
+            with courtesy.giving():
+                found = self._source.take_clicks(self._runtime.is_ready)
+            while found:
+                with courtesy.giving(), _paused_alarm():
                     self._do(found, may_stop=False)
-                self.connection.expire(job_key, record_s)
+                self.connection.expire(job.key, limit_s(job) + MARGIN_S)
                 self._status = replace(self._status, state="busy")
+                found = self._source.take_clicks(self._runtime.is_ready) if courtesy.has_time else []
         except redis.RedisError as error:
             log.warning("Redis does not answer (%s); going on with the job at hand", type(error).__name__)
-        self._looked_at = time.monotonic()
 
     def _answer(self, job: SafeJob) -> ImageReply | DatasetReply | Sam2BackendError:
-        ends_s = limit_s(job)
+        ends_s, courtesy = limit_s(job), Courtesy(is_waited_for=job.origin.startswith("interactive"))
+
+        def let_others() -> None:
+            if job.origin == PREANNOTATE:
+                self._let_people(job.key, ends_s + MARGIN_S)
+            else:
+                self._let_ready(job, courtesy)
+
         try:
             with self.death_penalty_class(ends_s, JobTimeoutException, job_id=job.id):
-                let_others = self._let_people if job.origin == PREANNOTATE else self._let_ready
-                return job.answer(lambda: let_others(job.key, ends_s + MARGIN_S))
+                return job.answer(let_others)
         except JobTimeoutException:
             log.warning("job %s exceeded its limit of %d s", job.id, ends_s)
             return JobTimedOutError(f"The worker did not finish within {ends_s} s. Click again, or use a smaller model.")
