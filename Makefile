@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := backend sam2_backend tests benchmarks checkpoints
 
-.PHONY: demo up doctor test check unit acceptance chaos eval-demo clean
+.PHONY: demo up doctor test check audit unit acceptance chaos eval-demo clean
 
 demo: .venv/run.stamp ## Redis, a worker, the web tier and a real Label Studio with a connected project
 	@exec $(BIN)/sam2-backend demo
@@ -16,7 +16,7 @@ up: .venv/run.stamp ## the same without Label Studio
 doctor: .venv/run.stamp
 	@$(BIN)/sam2-backend doctor
 
-test: check .venv/dev.stamp ## everything that CI runs
+test: check audit .venv/dev.stamp ## everything that CI runs
 	$(BIN)/pytest -q
 
 check: .venv/dev.stamp
@@ -24,6 +24,9 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: .venv/dev.stamp ## advisories against the versions that the tests and the containers run with
+	$(BIN)/python tests/audit.py
 
 unit: .venv/dev.stamp
 	$(BIN)/pytest -q tests/unit tests/docs
