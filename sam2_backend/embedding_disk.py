@@ -113,7 +113,11 @@ class EmbeddingFolder:
 
     @contextmanager
     def _locked(self) -> Iterator[io.FileIO]:
-        """Hold the ledger: one at a time among all processes."""
+        """Hold the ledger: one at a time among all processes.
+
+        Raises:
+            OSError: somebody holds it for seconds on end, as a process that was stopped does; or the folder cannot be written to.
+        """
         descriptor = os.open(self._folder / LEDGER, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with io.FileIO(descriptor, "r+") as ledger:
             lock(ledger)
@@ -130,11 +134,15 @@ class EmbeddingFolder:
 
     def _give_back(self, shelf: int, part: str, n_bytes: int) -> None:
         """Undo `_reserve`, as far as the disk lets us."""
-        with suppress(OSError), self._locked() as ledger:
-            os.unlink(part, dir_fd=shelf)
-            used_bytes = _booked(ledger)
-            if used_bytes is not None:
-                _book(ledger, used_bytes - n_bytes)
+        try:
+            with self._locked() as ledger:
+                os.unlink(part, dir_fd=shelf)
+                used_bytes = _booked(ledger)
+                if used_bytes is not None:
+                    _book(ledger, used_bytes - n_bytes)
+        except OSError:
+            with suppress(OSError):
+                os.unlink(part, dir_fd=shelf)
 
     def _make_room(self, n_bytes: int, ledger: io.FileIO) -> int:
         """The bytes that are spoken for, once so many more have room beside them."""

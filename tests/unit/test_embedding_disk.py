@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sam2_backend import shelves
+from sam2_backend import file_lock, shelves
 from sam2_backend.embedding_disk import ABANDONED_AFTER_S, KEPT_SHARE, LEDGER, EmbeddingFolder
 from sam2_backend.embedding_name import MOST_BYTES, place_of, preface_of
 
@@ -240,6 +241,33 @@ def test_a_failed_write_books_nothing_into_a_damaged_ledger(tmp_path, monkeypatc
     for number in range(3, 9):
         folder.put(f"k{number}", DATA)
         assert held_bytes(tmp_path) <= 2 * ONE
+
+
+def test_a_process_that_was_stopped_with_the_lock_keeps_nobody_from_reading_and_writers_give_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_lock, "LOCK_WAIT_S", 0.1)
+    folder = EmbeddingFolder(tmp_path, 1000)
+    folder.put("k0", DATA)
+    with EmbeddingFolder(tmp_path, 1000)._locked():
+        assert folder.get("k0") == DATA
+        with pytest.raises(BlockingIOError):
+            folder.put("k1", DATA)
+    folder.put("k1", DATA)
+    assert folder.get("k1") == DATA
+    assert held_bytes(tmp_path) == 2 * ONE
+
+
+def test_a_lock_that_is_lost_while_a_file_is_written_leaves_no_part_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_lock, "LOCK_WAIT_S", 0.05)
+    folder, write_part, held = EmbeddingFolder(tmp_path, 1000), shelves.write_part, contextlib.ExitStack()
+
+    def write_and_lock(*args):
+        write_part(*args)
+        held.enter_context(EmbeddingFolder(tmp_path, 1000)._locked())
+
+    monkeypatch.setattr(shelves, "write_part", write_and_lock)
+    with held, pytest.raises(BlockingIOError):
+        folder.put("k0", DATA)
+    assert held_bytes(tmp_path) == 0
 
 
 def test_a_limit_on_file_sizes_fails_the_write_and_nothing_else(tmp_path):
