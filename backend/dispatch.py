@@ -18,6 +18,7 @@ import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
+from backend import blobs
 from backend.pending import Pending, PendingDataset, PendingWarm
 from backend.queue_room import QueueRoom, check_length
 from backend.roster import Roster
@@ -25,7 +26,6 @@ from backend.waiting import await_answers
 from sam2_backend.errors import Sam2BackendError
 from sam2_backend.messages import ImageJob, ImageReply, MediaRef, WarmJob, WorkerStatus
 from sam2_backend.queue_format import (
-    BLOB_TTL_S,
     DATASET_REPLY_TTL_S,
     DRAWING_TTL_S,
     PREANNOTATE,
@@ -34,9 +34,7 @@ from sam2_backend.queue_format import (
     QUEUE_TTL_S,
     SEGMENT_IMAGE,
     WARM_IMAGE,
-    blob_key,
     choose_worker,
-    digest,
     drawing_key,
     pack_job,
     private_queue,
@@ -151,16 +149,13 @@ class Dispatcher:
         return bool(is_there)
 
     def put_blob(self, data: bytes) -> MediaRef:
-        """Put bytes where workers can read them for an hour from their last use; equal bytes get equal references.
+        """Put bytes where workers can read them for an hour from their last use, within a budget; equal bytes get equal references.
 
         Raises:
             QueueDownError: Redis does not answer, or is full.
         """
-        name = digest(data)
         with redis_errors_as_ours():
-            if not self.redis().expire(blob_key(name), BLOB_TTL_S):
-                self.redis().set(blob_key(name), data, ex=BLOB_TTL_S)
-        return MediaRef(f"blob:{name}")
+            return MediaRef(f"blob:{blobs.keep(self.redis(), data)}")
 
     def workers(self) -> list[WorkerStatus]:
         """The live workers by name, those that still load among them; at most a second old.
