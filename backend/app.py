@@ -19,7 +19,7 @@ from jinja2 import StrictUndefined
 from backend import logs, metrics
 from backend.admission import Admission
 from backend.answers import error_response, known_error
-from backend.auth import CHALLENGE, Guard, hardened
+from backend.auth import CHALLENGE, Guard, hardened, weaknesses
 from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
 from backend.events import click_event, error_event, track_event
@@ -77,6 +77,8 @@ def from_environ() -> Flask:
     """The app of a process of its own: `gunicorn "backend.app:from_environ()"`."""
     settings = Settings.from_env(os.environ)
     logs.configure(settings)
+    for sentence in weaknesses(settings):
+        logs.event(log, "unwise", {"message": sentence}, level=logging.WARNING)
     app = create_app(settings)
     for name in ("pushes", "late_predictions"):
         app.extensions[name].start()  # what an earlier process owed

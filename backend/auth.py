@@ -12,7 +12,7 @@ import secrets
 from flask import Request, Response
 
 from sam2_backend.errors import AuthError, RequestError
-from sam2_backend.settings import Settings
+from sam2_backend.settings import PREFIX, Settings
 
 OPEN_PATHS = frozenset({"/health", "/webhook"})
 """Answered without basic authentication; /webhook has its own check."""
@@ -31,6 +31,8 @@ HEADERS = {
 }
 """Of every answer, where it does not say otherwise: nothing here is for another site's page."""
 
+SHORTEST_SECRET = 12
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _COMPARING_KEY = secrets.token_bytes(32)
 
@@ -39,6 +41,23 @@ def _same(presented: str | None, expected: str) -> bool:
     """Compare in a time that depends neither on the contents nor, for what is expected, on the length."""
     digests = [hmac.digest(_COMPARING_KEY, text.encode("utf-8", "surrogatepass"), "sha256") for text in (presented or "", expected)]
     return hmac.compare_digest(*digests)
+
+
+def weaknesses(settings: Settings) -> list[str]:
+    """What is unwise about who may ask, in sentences."""
+    found = []
+    if settings.host not in _LOOPBACK and not (settings.basic_auth_user or settings.api_key):
+        found.append(
+            f"SAM2_HOST={settings.host} lets other machines in, and no password is set: whoever reaches port {settings.port} may use the backend. "
+            "Set SAM2_BASIC_AUTH_USER and SAM2_BASIC_AUTH_PASSWORD."
+        )
+    for name in ("basic_auth_password", "api_key", "webhook_secret"):
+        if 0 < len(getattr(settings, name)) < SHORTEST_SECRET:
+            setting = f"{PREFIX}{name.upper()}"
+            found.append(
+                f"{setting} has fewer than {SHORTEST_SECRET} characters and can be guessed. `openssl rand -hex 24` makes one that cannot."
+            )
+    return found
 
 
 def hardened(response: Response) -> Response:

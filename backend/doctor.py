@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from backend.auth import weaknesses
 from backend.config_judge import judge
 from backend.dispatch import Dispatcher
 from backend.embedded_redis import server_command
@@ -55,6 +56,7 @@ def examine(settings: Settings, project_id: int | None = None) -> Iterator[Findi
         ("checkpoint", lambda: _checkpoint(settings)),
         ("videos", _videos),
         ("data folder", lambda: _data_dir(settings)),
+        ("access", lambda: _access(settings)),
         ("kept embeddings", lambda: _tiers(settings)),
         ("Redis and workers", lambda: _queue(settings)),
         ("Label Studio", lambda: _label_studio(settings, project_id)),
@@ -66,6 +68,10 @@ def examine(settings: Settings, project_id: int | None = None) -> Iterator[Findi
             yield Finding("wrong", name, error.message)
         except Exception as error:
             yield Finding("wrong", name, f"this check failed itself ({type(error).__name__}: {error}). Please report it.")
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    yield from (Finding("note", "access", sentence) for sentence in weaknesses(settings))
 
 
 def _python() -> Iterator[Finding]:

@@ -214,3 +214,25 @@ def test_a_stranger_sends_no_large_webhook(client_of, monkeypatch):
     assert client.post("/webhook", data=b'{"action": "TASKS_CREATED"}'.ljust(1000)).status_code == 201
     answer = client.post("/webhook", data=b'{"action": "TASKS_CREATED"}'.ljust(1001))
     assert (answer.status_code, answer.json["error"]["code"]) == (413, "bad_request")
+
+
+# ----------------------------------------------------------------------------------------------------------- what is unwise
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(), []),
+        (Settings(host="0.0.0.0"), ["whoever reaches port 9090"]),
+        (Settings(host="0.0.0.0", api_key="k" * 12), []),
+        (
+            Settings(basic_auth_user="u", basic_auth_password="p" * 11, webhook_secret="w" * 11),
+            ["SAM2_BASIC_AUTH_PASSWORD", "SAM2_WEBHOOK_SECRET"],
+        ),
+    ],
+)
+def test_an_open_port_and_short_secrets_are_told(settings, words):
+    found = auth.weaknesses(settings)
+    assert len(found) == len(words)
+    assert all(word in sentence for word, sentence in zip(words, found, strict=True))
+    assert not any("p" * 11 in sentence or "w" * 11 in sentence for sentence in found)
