@@ -160,7 +160,7 @@ class Ahead:
         """What a webhook says of a task, as if it had been seen."""
         try:
             body = loads(event)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         annotation = body.get("annotation") if isinstance(body, dict) and body.get("action") in WORK else None
         if not isinstance(annotation, dict) or not isinstance(annotation.get("project"), int):

@@ -123,17 +123,19 @@ def test_a_task_that_was_submitted_without_a_click_counts_as_well(told):
         submitted(20, filling="x" * 300_000),
         submitted("20"),
         b"no JSON",
+        b'{"annotation": ' + b"[" * 100_000,
         b"[]",
         b'{"action": "ANNOTATION_CREATED"}',
     ],
-    ids=["project unknown", "no work", "large", "no id", "no JSON", "no object", "empty"],
+    ids=["project unknown", "no work", "large", "no id", "no JSON", "deep", "no object", "empty"],
 )
-def test_other_webhooks_ask_nothing(told, event):
+def test_other_webhooks_ask_nothing(told, event, caplog):
     told.ahead.connected(PROJECT)
     until(lambda: told.warmed() == [1, 2, 3])
     told.ahead.heard(event)
     told.settled()
     assert told.warmed() == [1, 2, 3]
+    assert "Traceback" not in caplog.text
 
 
 def test_a_label_studio_that_is_away_is_told_of_once_and_left_alone_for_a_while(told, caplog):
