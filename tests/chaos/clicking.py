@@ -44,6 +44,7 @@ class Asker:
     def __init__(self, url: str, ledger: Ledger) -> None:
         self._url, self._ledger = url, ledger
         self._session = requests.Session()
+        self._session.headers["Connection"] = "close"  # one that is kept may be closed by the other side at any time
 
     def ask(self, body: dict[str, Any], what: str, judge: Judge) -> dict[str, Any] | None:
         """The prediction that `judge` finds nothing wrong with (it returns a sentence where it does); None: lost."""

@@ -52,6 +52,7 @@ class Work:
         ids = iter(range(first, first + amount.jobs))
         self.images, self.warmed = _take(ids, amount.images), _take(ids, amount.warmed)
         self.opened, self.videos = _take(ids, amount.opened), _take(ids, amount.videos)
+        self._answered: set[int] = set()
         self._running: list[Background] = []
         self.commands: list[tuple[str, Progress, io.StringIO]] = []
 
@@ -92,7 +93,8 @@ class Work:
     def _all_is_there(self) -> bool:
         with self._studio.lock:
             return all(
-                any(p["result"] for p in self._studio.predictions_of(task_id)) for task_id in (*self.images, *self.opened, *self.videos)
+                task_id in self._answered or any(p["result"] for p in self._studio.predictions_of(task_id))
+                for task_id in (*self.images, *self.opened, *self.videos)
             )
 
     def _judge(self) -> None:
@@ -104,13 +106,18 @@ class Work:
             for task_id in (*self.images, *self.opened, *self.videos):
                 stored = self._studio.predictions_of(task_id)
                 whole = [prediction for prediction in stored if prediction["result"]]
-                ledger.work_done += bool(whole)
-                ledger.work_lost += [] if whole else [f"task {task_id}: {stored}"]
+                is_done = bool(whole) or task_id in self._answered
+                ledger.work_done += is_done
+                ledger.work_lost += [] if is_done else [f"task {task_id}: {stored}"]
                 ledger.work_twice += [f"task {task_id}"] if len(stored) > 1 else []
-                is_video = task_id in self.videos
-                uri = self._studio.tasks[task_id]["data"]["video" if is_video else "image"]
-                faults = [(_judged_track if is_video else _judged_image)(uri, prediction["result"]) for prediction in whole]
-                ledger.wrong += [f"task {task_id}: {fault}" for fault in faults if fault]
+                ledger.wrong += [
+                    f"task {task_id}: {fault}" for fault in (self._fault(task_id, found["result"]) for found in whole) if fault
+                ]
+
+    def _fault(self, task_id: int, result: list[dict[str, Any]]) -> str:
+        if task_id in self.videos:
+            return _judged_track(result)
+        return judged({"result": result}, mask_of_image(self._studio.tasks[task_id]["data"]["image"]))
 
     def _open(self, task_id: int) -> None:
         """Label Studio opens a task and stores what it is answered."""
@@ -128,18 +135,16 @@ class Work:
         value = {"framesCount": N_FRAMES, "duration": N_FRAMES / 25, "sequence": [box], "labels": ["Ball"]}
         drawn = {"id": f"r{task_id}", "from_name": "box", "to_name": "video", "type": "videorectangle", "value": value}
         body = {"tasks": [task], "label_config": VIDEO_CONFIG, "project": PROJECT, "params": {"context": {"result": [drawn]}}}
-        Asker(self._url, self._ledger).ask(body, f"tracking task {task_id}", lambda _answer: "")
+        answer = Asker(self._url, self._ledger).ask(body, f"tracking task {task_id}", lambda _answer: "")
+        if answer and not _judged_track(answer["result"]):
+            self._answered.add(task_id)  # asked again, it was done already: nothing is owed
 
 
 def _take(ids: Iterator[int], count: int) -> list[int]:
     return [next(ids) for _ in range(count)]
 
 
-def _judged_image(uri: str, result: list[dict[str, Any]]) -> str:
-    return judged({"result": result}, mask_of_image(uri))
-
-
-def _judged_track(_uri: str, result: list[dict[str, Any]]) -> str:
+def _judged_track(result: list[dict[str, Any]]) -> str:
     """Every frame but the drawn one has the box that all frames before it lead to."""
     lefts = lefts_of_video()
     sequence = result[0]["value"]["sequence"]
