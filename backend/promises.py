@@ -61,8 +61,8 @@ class Promises(Generic[Debt]):
         Raises:
             redis.RedisError: Redis does not answer.
         """
-        is_new = self._is_new()
-        now = time.monotonic()
+        mark, now = self._read_mark(), time.monotonic()
+        is_new = self._mark not in {None, mark}
         with self._lock:
             names = [name for name in self._debts if name not in self._unwritten] if is_new or now >= self._tidy_at else []
         if names:
@@ -71,18 +71,16 @@ class Promises(Generic[Debt]):
                 for name in gone:
                     # Where the data are those of before, another process has settled it.
                     self._unwritten.add(name) if is_new else self._drop(name)
+        self._mark = mark  # now, when nothing can fail any more
         if is_new or now >= self._tidy_at:
             self._tidy_at = now + _TIDY_EVERY_S
         with self._lock:
             return {name: self._debts[name] for name in self._unwritten if name in self._debts}
 
-    def _is_new(self) -> bool:
-        """Whether these are other data than the last time."""
+    def _read_mark(self) -> bytes | str | None:
         client = self._redis()
         client.set(MARK, secrets.token_hex(8), nx=True, ex=_MARK_KEPT_S)
-        mark = client.getex(MARK, ex=_MARK_KEPT_S)
-        before, self._mark = self._mark, mark
-        return before not in {None, mark}
+        return client.getex(MARK, ex=_MARK_KEPT_S)
 
     def _drop(self, name: str) -> None:
         self._debts.pop(name, None)

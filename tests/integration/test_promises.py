@@ -49,6 +49,18 @@ def test_what_was_asked_while_redis_was_away_is_owed_when_it_is_back(dispatcher,
     assert [one.task_id for one in owed.take(10)] == [1]
 
 
+def test_a_redis_that_goes_away_again_in_the_middle_costs_nothing(dispatcher, monkeypatch):
+    owed, client = OwedTasks(dispatcher.redis), dispatcher.redis()
+    owed.renew()
+    owed.owe([1], PROJECT, CONFIG, "m@1", 0.0)
+    client.flushall()
+    with monkeypatch.context() as patch, pytest.raises(ValueError):
+        patch.setattr(owed._promises, "_are_there", lambda _names: int("Redis is away"))
+        owed.renew()
+    owed.renew()
+    assert owed.count() == 1
+
+
 def test_what_another_process_has_settled_is_forgotten(dispatcher, monkeypatch):
     monkeypatch.setattr(promises, "_TIDY_EVERY_S", 0.0)
     mine, others, client = OwedTasks(dispatcher.redis), OwedTasks(dispatcher.redis), dispatcher.redis()
