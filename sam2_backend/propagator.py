@@ -25,6 +25,7 @@ from sam2_backend.errors import QueueDownError, Sam2BackendError, VideoTooLargeE
 from sam2_backend.messages import WorkerStatus
 from sam2_backend.propagation_claims import Claim, Claims, Progress, SessionLostError
 from sam2_backend.propagation_copy import Plan, copy_known_runs
+from sam2_backend.redis_connection import is_away
 from sam2_backend.safe_job import without_secrets
 from sam2_backend.settings import Settings
 from sam2_backend.video_messages import PropagateJob
@@ -216,12 +217,11 @@ class Propagator:
             next(held.pieces)
         except StopIteration:
             self._finish(held)
-        except (redis.ConnectionError, redis.TimeoutError):
-            # The generator has ended with it. What nobody has in hand is found to be lost, and gone on with from the last save.
-            self._let_go(held)
-            raise
         except redis.RedisError as error:
-            # Not for the loop: the generator has ended with it.
+            if is_away(error):
+                # The generator has ended with it. What nobody has in hand is found to be lost, and gone on with from the last save.
+                self._let_go(held)
+                raise
             raise QueueDownError("Redis did not answer the worker. `sam2-backend doctor` checks it.") from error
 
     def _begin(self, held: _InHand, work: Work) -> None:

@@ -24,6 +24,7 @@ SOCKET_TIMEOUT_S = 2.5
 #: A connection that was cut is made again for so long before whoever clicked is told that Redis is away.
 CUT_S = 1.0
 _CUT_POLL_S = 0.05
+_DISK_IS_FULL = "MISCONF"
 
 
 def connect(url: str, max_connections: int) -> redis.Redis:
@@ -70,6 +71,11 @@ def through_cuts(call: Callable[[], T]) -> T:
         time.sleep(_CUT_POLL_S)
 
 
+def is_away(error: redis.RedisError) -> bool:
+    """Whether Redis may take the same command later: it does not answer, cannot write to its disk, or is not the master at the moment."""
+    return isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError) or _DISK_IS_FULL in str(error)
+
+
 def as_bytes(value: bytes | str) -> bytes:
     """What our clients return (binary replies), for redis-py's types, which allow for text."""
     return value if isinstance(value, bytes) else value.encode()
@@ -86,7 +92,15 @@ def redis_errors_as_ours() -> Iterator[None]:
         yield
     except redis.AuthenticationError as error:  # before the connection errors, which it is one of
         raise QueueDownError("Redis refuses the user or the password of SAM2_REDIS_URL. Correct them there.") from error
+    except redis.BusyLoadingError as error:
+        raise QueueDownError("Redis reads its data from disk. Try again in a moment.") from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise QueueDownError("Redis does not answer. Start it or correct SAM2_REDIS_URL; `sam2-backend doctor` checks it.") from error
+    except redis.OutOfMemoryError as error:
+        raise QueueDownError("Redis is full. Raise its `maxmemory`, or lower SAM2_REDIS_CACHE_BYTES.") from error
+    except redis.ReadOnlyError as error:
+        raise QueueDownError("Redis is a replica that takes nothing. Point SAM2_REDIS_URL at the one that does.") from error
     except redis.RedisError as error:
+        if _DISK_IS_FULL in str(error):
+            raise QueueDownError("Redis cannot write to its disk and takes nothing until it can. Free some disk where it runs.") from error
         raise QueueDownError(f"Redis refused a command ({type(error).__name__}). `sam2-backend doctor` checks it.") from error

@@ -21,10 +21,11 @@ from fake_label_studio import TOKEN, Studio
 from kept_redis import KeptRedis
 from loose_cable import LooseCable
 from rules import environment
+from small_disk import SmallDisk
 from worker_processes import until
 
 from backend.label_studio_process import free_port
-from sam2_backend.settings import Settings
+from sam2_backend.settings import MIB, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 HEARTBEAT_S = 0.4
@@ -52,6 +53,7 @@ class Arena:
     """Started by `open`, ended by `close`; what runs is in `processes` by name."""
 
     folder: Path
+    disk: SmallDisk = field(init=False)
     redis: KeptRedis = field(init=False)
     studio: Studio = field(init=False)
     web_cable: LooseCable = field(init=False)
@@ -64,7 +66,9 @@ class Arena:
         return f"http://127.0.0.1:{self.settings.port}"
 
     def open(self) -> None:
-        self.redis, self.studio = KeptRedis(self.folder / "redis"), Studio(CONFIG)
+        self.disk = SmallDisk(self.folder / "disk", 128 * MIB, list)
+        self.disk.mount()
+        self.redis, self.studio = KeptRedis(self.disk.folder / "redis"), Studio(CONFIG)
         self.redis.start()
         self.studio.start()
         self.web_cable, self.worker_cable = LooseCable(self.redis.port), LooseCable(self.redis.port)
@@ -93,6 +97,7 @@ class Arena:
             process.wait()
         for part in (self.web_cable, self.worker_cable, self.studio, self.redis):
             part.stop()
+        self.disk.unmount()
 
     def start(self, name: str) -> None:
         """As a supervisor would."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -40,6 +42,9 @@ class SmallDisk:
             self._limit(0)
             return
         with suppress(OSError), self._filling.open("wb", buffering=0) as file:
+            with suppress(OSError):
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(self.folder).free)
+            file.seek(0, os.SEEK_END)
             for size in (_CHUNK, 1):
                 with suppress(OSError):
                     while file.write(bytes(size)):

@@ -60,6 +60,14 @@ def redis_restarts_empty(arena: Arena) -> None:
         wait_for(2.0)
 
 
+def the_disk_of_redis_is_full(arena: Arena) -> None:
+    for _ in range(TIMES):
+        arena.disk.fill()
+        wait_for(2.0)
+        arena.disk.free()
+        wait_for(1.0)
+
+
 def the_web_tier_is_asked_to_stop(arena: Arena) -> None:
     for _ in range(TIMES):
         arena.kill("web", signal.SIGTERM)
@@ -121,6 +129,7 @@ FAULTS = [
     a_worker_is_stopped_and_goes_on,
     redis_restarts_with_its_data,
     redis_restarts_empty,
+    the_disk_of_redis_is_full,
     the_web_tier_is_killed,
     label_studio_is_away_and_loses_answers,
     the_web_tier_is_cut_off_redis,
@@ -134,6 +143,8 @@ if IS_FULL:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.__name__.replace("_", " ") for fault in FAULTS])
 def test_nothing_is_lost_wrong_or_there_twice(arena: Arena, ledger: Ledger, fault: Callable[[Arena], None]) -> None:
+    if fault is the_disk_of_redis_is_full and not arena.disk.is_mounted:
+        pytest.skip("needs the right to mount a file system")
     amount = WORK if fault is not redis_restarts_empty else replace(WORK, opened=max(2, WORK.opened))
     work = Work(arena.settings, arena.url, arena.studio, ledger, amount, fault.__name__)
     annotators = Annotators(arena.url, ledger, CLICKS, click_by_rule)
