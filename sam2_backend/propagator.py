@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 #: Saving may take this share of the time: a memory of many objects is large.
 _MOST_SAVING = 0.05
 _OPENING_POLL_S = 0.02
+#: Where none is open, it is looked again after so long at the soonest: images of a dataset take milliseconds, and each look is a round trip.
+_LOOK_EVERY_S = 0.2
 _ROOM_WAIT_S = 15.0
 _NO_ROOM = (
     "overloaded: Redis has no room for what was found. Give it more memory, or lower SAM2_PROPAGATE_BYTES or SAM2_REDIS_CACHE_BYTES, "
@@ -114,6 +116,7 @@ class Propagator:
         self._claims, self._open_work, self._live_workers, self._settings = claims, open_work, live_workers, settings
         self._worker, self._model_version = worker, model_version
         self._held: _InHand | None = None
+        self._looks_again_at = -math.inf
 
     @property
     def is_busy(self) -> bool:
@@ -175,8 +178,11 @@ class Propagator:
             self._let_go(held)
 
     def _take_up(self, incarnation: str) -> None:
+        if time.monotonic() < self._looks_again_at:
+            return
         if not self._claims.store.is_any_open():
-            return  # after nearly every image of a dataset: one round trip
+            self._looks_again_at = time.monotonic() + _LOOK_EVERY_S
+            return
         self._claims.store.requeue_lost(self._live_incarnations, free_handed=incarnation)
         if not self._claims.store.is_any_waiting():
             return
