@@ -74,7 +74,7 @@ class ImageEmbedding:
         flat = torch.from_numpy(np.frombuffer(values, dtype="<f2").copy())
         shapes = [sides[i : i + 3] for i in (0, 3, 6)]
         ends = np.cumsum([0, *(channels * height * width for channels, height, width in shapes)])
-        if ends[-1] != flat.numel():
+        if not all(sides) or ends[-1] != flat.numel():  # a side of 0 would let the others be beyond what torch counts
             raise ValueError("the embedding is damaged")
         maps = [
             flat[start:end].view(1, height, width, channels).permute(0, 3, 1, 2)
