@@ -22,7 +22,7 @@ from sam2_backend.settings import Settings
 
 LABEL_CONFIG = generate(["Cat"], "brush")
 SIZE_WH = (64, 48)
-LONGEST_S = 12.0
+LONGEST_S = 25.0
 
 
 def png(size_wh=SIZE_WH, mode="RGB") -> bytes:
@@ -98,9 +98,9 @@ def stack(tmp_path_factory, origin):
         data_dir=folder,
         model="random:nano",
         media_allow_hosts=origin.removeprefix("http://"),
-        media_deadline_s=3.0,
+        media_deadline_s=6.0,
         media_max_bytes=8 << 20,
-        predict_wait_s=10.0,
+        predict_wait_s=18.0,
         heartbeat_s=0.4,
         torch_threads=1,
         label_studio_url=origin + "/label-studio",
