@@ -162,9 +162,11 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         if groups:
             self._begin(_flat(groups))
         try:
-            while groups and not (may_stop and self._should_stop()):
+            while groups:
                 self._do_together(groups[0])
                 groups = groups[1:]
+                if may_stop and self._should_stop():
+                    break
         except redis.RedisError:
             self._records.abandon(_flat(groups))
             raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
@@ -15,10 +17,12 @@ from rq.serializers import JSONSerializer
 
 from backend.dispatch import Dispatcher
 from backend.pending import Pending
+from sam2_backend import jobs
 from sam2_backend.errors import JobTimedOutError, MediaUnreachableError, Sam2BackendError, SupersededError
 from sam2_backend.job_source import JobSource
-from sam2_backend.messages import ImageReply, MediaRef, WarmJob, to_wire
+from sam2_backend.messages import ImageReply, MediaRef, WarmJob, WorkerStatus, to_wire
 from sam2_backend.queue_format import SEGMENT_IMAGE, queues_served, reply_key, unpack_answer
+from sam2_backend.queue_worker import QueueWorker
 from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -191,6 +195,17 @@ def test_a_worker_that_is_asked_to_stop_hands_on_what_it_has_not_begun(dispatche
     [other] = set(processes) - {leaver}
     assert names_in(call.result()) == [leaver, other, other]
     assert list(workers.connection.scan_iter("rq:job:*")) == []
+
+
+def test_a_job_that_was_taken_as_the_worker_was_asked_to_stop_is_done_whatever_it_is(dispatcher, workers, monkeypatch):
+    monkeypatch.setattr(jobs, "_runtime", SimpleNamespace(warm=lambda _job, _let_others: ImageReply("hash", "model", "w0", "none")))
+    worker = QueueWorker(WorkerStatus("w0", os.getpid(), "here", "cpu", "", 0.0, 0.0), workers.connection, 1.0, 8)
+    worker._runtime, worker._should_stop = SimpleNamespace(propagator=SimpleNamespace(is_busy=False)), lambda: True
+    dispatcher.warm([WarmJob(MediaRef("http://images.test/9.png"))])
+    [taken] = worker._source.take(queues_served("w0"), waits=False)
+    worker._do([taken])
+    assert isinstance(unpack_answer(workers.connection.lindex(reply_key(taken.id), 0)), ImageReply)
+    assert list(workers.connection.scan_iter("rq:queue:*")) == []
 
 
 def test_jobs_of_another_kind_among_the_clicks_are_done_and_keep_their_place(dispatcher, in_line, workers):
