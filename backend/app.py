@@ -20,6 +20,7 @@ from backend import logs, metrics
 from backend.admission import Admission
 from backend.answers import error_response, known_error
 from backend.auth import CHALLENGE, Guard, hardened, weaknesses
+from backend.body_room import BodyRoom
 from backend.clicks import STAGES, Click, task_name
 from backend.dispatch import Dispatcher
 from backend.events import click_event, error_event, track_event
@@ -102,7 +103,7 @@ class Web:
         self._metrics = metrics.Metrics(dispatcher, propagations, store, self.journal.backlog)
         self.journal.listeners.append(self._metrics.count_event)
         self._stranger_at = -math.inf
-        self._admission = Admission(settings.web_threads)
+        self._admission, self._bodies = Admission(settings.web_threads), BodyRoom(settings.max_request_bytes)
         self.pushes = self._predictor.tracks.pushes
         self.late_predictions = LatePredictions(settings, dispatcher, self._predictor.preannotator)
         self._predictor.preannotator.started = self.late_predictions.start
@@ -116,8 +117,10 @@ class Web:
         if request.endpoint != "health":
             self._admission.enter()
             g.is_admitted = True
+            g.body_bytes = self._bodies.enter(request)
 
     def dismiss(self, _error: BaseException | None) -> None:
+        self._bodies.leave(g.pop("body_bytes", 0))
         if g.pop("is_admitted", False):
             self._admission.leave()
 
