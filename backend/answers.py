@@ -11,7 +11,19 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, Reque
 from backend import logs
 from sam2_backend.errors import NotFoundError, RequestError, Sam2BackendError
 
-ENDPOINTS = ("/", "/health", "/ready", "/setup", "/predict", "/webhook", "/versions", "/metrics", "/propagations", "/tasks", "/projects/<number>")
+ENDPOINTS = (
+    "/",
+    "/health",
+    "/ready",
+    "/setup",
+    "/predict",
+    "/webhook",
+    "/versions",
+    "/metrics",
+    "/propagations",
+    "/tasks",
+    "/projects/<number>",
+)
 UNEXPECTED = "The backend met an error that it does not know. Its log has the details; the same request may work again."
 
 
