@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -24,7 +25,7 @@ def tiers(settings: Settings) -> Iterator[Finding]:
     """
     if importlib.util.find_spec("torch") is None:
         return
-    if settings.disk_cache_bytes:
+    if settings.disk_cache_bytes and (settings.embedding_dir or os.access(settings.data_dir, os.W_OK)):  # else the data folder is to blame
         yield _folder(settings)
     if settings.embedding_bucket:
         yield _bucket(settings)
