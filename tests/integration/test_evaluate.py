@@ -128,6 +128,14 @@ def test_one_line_for_each_region_that_cannot_be_read_and_the_others_count(studi
     assert json.loads((tmp_path / "e.json").read_bytes())["summary"]["problems"] == said
 
 
+def test_annotations_without_regions_are_a_report_of_nothing_wrong(studio, tmp_path):
+    add(studio, [], [])
+    command = Command(studio, tmp_path, json_path=tmp_path / "e.json", html_path=tmp_path / "e.html")
+    assert command.run() == 0
+    assert json.loads((tmp_path / "e.json").read_bytes())["regions"] == []
+    assert "None: no prediction was corrected." in (tmp_path / "e.html").read_text()
+
+
 def test_filters_limit_and_model_version_choose(studio, tmp_path):
     for _ in range(6):
         add(studio, [box("a", 10, 10)], [box("a", 10, 10)])
