@@ -53,7 +53,9 @@ class Settings:
     # The web tier
     host: str = _setting("127.0.0.1", "Address that the web tier listens on.")
     port: int = _setting(9090, "Port that the web tier listens on.")
-    web_threads: int = _setting(64, "Requests that the web tier answers at a time; 8 of them are kept from clicks that wait, 2 for /health.")
+    web_threads: int = _setting(
+        64, "Requests that the web tier answers at a time; 8 of them are kept from clicks that wait, 2 for /health."
+    )
     basic_auth_user: str = _setting("", "With SAM2_BASIC_AUTH_PASSWORD: basic authentication for every endpoint but /health and /webhook.")
     basic_auth_password: str = _setting("", "See SAM2_BASIC_AUTH_USER.", secret=True)
     api_key: str = _setting("", "Accepted in the X-API-Key header in place of basic authentication.", secret=True)
