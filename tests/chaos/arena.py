@@ -85,8 +85,6 @@ class Arena:
             label_studio_url=self.studio.url,
             label_studio_api_key=TOKEN,
         )
-        for name in ("web", *WORKERS):
-            self.start(name)
         self.settle()
 
     def close(self) -> None:
@@ -132,7 +130,10 @@ class Arena:
         return "\n".join(f"--- {name}\n" + "\n".join(lines(name)[-100:]) for name in self.processes)
 
     def settle(self) -> None:
-        """Wait until the web tier sees both workers."""
+        """Start what has ended, and wait until the web tier sees both workers."""
+        for name in ("web", *WORKERS):
+            if name not in self.processes or self.processes[name].poll() is not None:
+                self.start(name)
 
         def is_ready() -> bool:
             with suppress(requests.RequestException):

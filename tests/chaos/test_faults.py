@@ -57,15 +57,15 @@ def redis_restarts_empty(arena: Arena) -> None:
         arena.redis.lose_data()
         wait_for(0.3 + 2.5 * strike)
         arena.redis.start()
-        wait_for(2.0)
+        wait_for(1.0)
 
 
 def the_disk_of_redis_is_full(arena: Arena) -> None:
     for _ in range(TIMES):
         arena.disk.fill()
-        wait_for(2.0)
+        wait_for(1.5)
         arena.disk.free()
-        wait_for(1.0)
+        wait_for(0.5)
 
 
 def the_web_tier_is_asked_to_stop(arena: Arena) -> None:
@@ -86,7 +86,7 @@ def label_studio_is_away_and_loses_answers(arena: Arena) -> None:
     arena.studio.loses_every = 5
     for _ in range(TIMES):
         arena.studio.stop()
-        wait_for(2.0)
+        wait_for(2.0 if IS_FULL else 1.0)
         arena.studio.start()
         wait_for(1.0)
     arena.studio.loses_every = 0
@@ -145,6 +145,7 @@ if IS_FULL:
 def test_nothing_is_lost_wrong_or_there_twice(arena: Arena, ledger: Ledger, fault: Callable[[Arena], None]) -> None:
     if fault is the_disk_of_redis_is_full and not arena.disk.is_mounted:
         pytest.skip("needs the right to mount a file system")
+    arena.settle()
     amount = WORK if fault is not redis_restarts_empty else replace(WORK, opened=max(2, WORK.opened))
     work = Work(arena.settings, arena.url, arena.studio, ledger, amount, fault.__name__)
     annotators = Annotators(arena.url, ledger, CLICKS, click_by_rule)
@@ -158,6 +159,6 @@ def test_nothing_is_lost_wrong_or_there_twice(arena: Arena, ledger: Ledger, faul
         work.abandon()
         annotators.finish()
         print(arena.told())
-    arena.settle()
     ledger.check()
+    arena.settle()
     arena.check_clean()

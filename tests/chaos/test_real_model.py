@@ -170,13 +170,13 @@ def monkeypatch_module() -> Iterator[pytest.MonkeyPatch]:
 def a_worker_of_the_stack_is_killed(service: Service) -> None:
     for strike in range(TIMES):
         os.kill(service.stack.pids()[f"worker-{strike % 2}"], signal.SIGKILL)
-        wait_for(4.0)
+        wait_for(3.0)
 
 
 def the_embedded_redis_is_killed(service: Service) -> None:
     for _ in range(TIMES):
         os.kill(service.stack.pids()["redis"], signal.SIGKILL)
-        wait_for(4.0)
+        wait_for(3.0)
 
 
 def the_disk_is_full(service: Service) -> None:
@@ -184,13 +184,13 @@ def the_disk_is_full(service: Service) -> None:
     service.disk.fill()
     for name in ("worker-0", "worker-1")[:TIMES]:  # what starts on a full disk has nothing in memory
         os.kill(service.stack.pids()[name], signal.SIGKILL)
-    wait_for(4.0)
+    wait_for(3.0)
     service.disk.free()
 
 
 def the_device_has_room_for_two_images(service: Service) -> None:
     service.device.write_text("2")
-    wait_for(3.0)
+    wait_for(2.0)
     service.device.unlink()
 
 
