@@ -7,9 +7,7 @@ import re
 import shutil
 import sys
 import threading
-import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the helpers beside the tests out
 
 from editor import Editor
+from project import Project
 from slow_path import SlowPath
 
 from backend.label_studio import LabelStudio
@@ -129,30 +128,6 @@ def editor(signed_in: BrowserContext, label_studio: LabelStudioProcess, request:
     page.screenshot(path=folder / "end.png")
     page.close()
     assert not failures, f"the editor's page raised {failures}"
-
-
-@dataclass(slots=True)
-class Project:
-    """A project of one test, with the backend connected."""
-
-    client: LabelStudio
-    project_id: int
-    label_config: str
-
-    def upload(self, path: Path) -> int:
-        """Upload an image as a task; returns the task's id."""
-        assert self.client.upload_files(self.project_id, [path]) == 1
-        return max(int(task["id"]) for task in self.client.tasks(self.project_id))
-
-    def prompt_row(self, tag: str = "KeyPointLabels") -> int:
-        """Which row of labels on the page belongs to a control tag."""
-        rows = [element.tag for element in ET.fromstring(self.label_config).iter() if element.find("Label") is not None]
-        return rows.index(tag)
-
-    def stored(self, task_id: int) -> list[dict[str, Any]]:
-        """The results of the task's one annotation."""
-        (annotation,) = self.client.task(task_id)["annotations"]
-        return list(annotation["result"])
 
 
 @pytest.fixture(scope="session")

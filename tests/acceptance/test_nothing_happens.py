@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import Project
 from editor import Editor
 from PIL import Image
+from project import Project
 
 from backend.config_generator import generate
 from backend.supervisor import Stack
