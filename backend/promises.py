@@ -46,7 +46,13 @@ class Promises(Generic[Debt]):
                 self._drop(next(iter(self._debts)))
 
     def written(self, names: Sequence[str]) -> None:
-        """Redis knows these."""
+        """Redis knows these.
+
+        Raises:
+            redis.RedisError: Redis does not answer.
+        """
+        if self._mark is None:
+            self._mark = self._read_mark()  # of the data that they are among
         with self._lock:
             self._unwritten -= set(names)
 
@@ -76,6 +82,10 @@ class Promises(Generic[Debt]):
             self._tidy_at = now + _TIDY_EVERY_S
         with self._lock:
             return {name: self._debts[name] for name in self._unwritten if name in self._debts}
+
+    def are_other_data(self) -> bool:
+        """Whether Redis lost its data since `missing` was called last; what is gone then is not settled."""
+        return self._read_mark() != self._mark
 
     def _read_mark(self) -> bytes | str | None:
         client = self._redis()

@@ -136,15 +136,15 @@ class Pushes:
         return sum(self._attend(_text(name), phases) for name in due)
 
     def _watch(self) -> None:
-        troubled = False
+        trouble = ""
         while not self._stopping.wait(LOOK_EVERY_S):
             try:
                 self.look()
-                troubled = False
+                trouble = ""
             except (RedisError, QueueError, OSError) as error:
-                if not troubled:
-                    logs.event(log, "pushes_wait", {"reason": type(error).__name__}, level=logging.WARNING)
-                troubled = True
+                if type(error).__name__ != trouble:
+                    trouble = type(error).__name__
+                    logs.event(log, "pushes_wait", {"reason": trouble}, level=logging.WARNING)
             except Exception:
                 log.exception("pushes")
 
@@ -179,6 +179,8 @@ class Pushes:
             return False
         record = _unpacked(raw)
         found = {phases.get(session, "gone") for session in record["sessions"]}
+        if "gone" in found and self._promises.are_other_data():
+            return False
         if found & {"gone", "failed", "cancelled"}:
             self._drop(name, record, "its propagation is " + ", ".join(sorted(found - {"done", "waiting", "running"})))
         elif found == {"done"} and client.set(LOCK + name, 1, nx=True, ex=LOCKED_S):
@@ -194,6 +196,8 @@ class Pushes:
         request = Request(**record["request"])
         try:
             prediction = self._tracking.whole(request)
+            if prediction is None and self._promises.are_other_data():
+                return False
             if prediction is None:
                 self._drop(name, record, "its results are gone")
                 return False
@@ -235,10 +239,10 @@ class Pushes:
         self.record(Event("push", "failed", words, request["project"], str(request["task"]["id"])))
 
     def _forget(self, name: str) -> None:
-        self._promises.settled(name)
         client = self._redis()
         client.delete(KEY + name)
         client.zrem(INDEX, name)
+        self._promises.settled(name)  # last: what Redis was not told is looked at again
 
 
 def _unpacked(raw: bytes) -> dict[str, Any]:

@@ -135,3 +135,12 @@ def test_what_another_process_has_pushed_is_not_owed_again(tiers, redis_server, 
         connection.flushall()
     assert sum(tier.look() for tier in several) == 0
     assert not tracking.begun
+
+
+def test_what_a_redis_lost_before_anybody_looked_is_tracked_anew(tiers, redis_server):
+    several, tracking = tiers
+    several[0].owe([SESSION], request())
+    with redis_server.connect() as connection:
+        connection.flushall()
+    several[0].look()
+    assert tracking.begun == [request()]
