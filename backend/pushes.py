@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from backend.label_studio import LabelStudio
 from backend.promises import Promises
 from backend.prompt_regions import digest
 from sam2_backend.errors import QueueError, Sam2BackendError
+from sam2_backend.redis_connection import redis_errors_as_ours
 from sam2_backend.settings import Settings
 from sam2_backend.video_messages import PropagationState
 
@@ -105,12 +107,18 @@ class Pushes:
         name = digest(*sessions)
         record = zlib.compress(json.dumps({"sessions": list(sessions), "attempts": 0, "request": asdict(request)}).encode(), 1)
         self._promises.make(name, record)
-        self._write(name, record)
+        with suppress(RedisError):  # it is remembered, and written down when Redis answers again
+            self._write(name, record)
         self.start()
 
     def settle(self, sessions: Sequence[str]) -> None:
-        """Nothing is owed for these any more."""
-        self._forget(digest(*sessions))
+        """Nothing is owed for these any more.
+
+        Raises:
+            QueueDownError: Redis does not answer.
+        """
+        with redis_errors_as_ours():
+            self._forget(digest(*sessions))
 
     def start(self) -> None:
         """Look after what is owed, in a thread of this process. Calling it again does nothing."""

@@ -6,10 +6,12 @@ import dataclasses
 import threading
 
 import pytest
+import redis
 
 from backend import pushes
 from backend.dispatch import Dispatcher
 from backend.pushes import INDEX, KEY, LOCK, Prediction, Pushes, Request
+from sam2_backend.errors import QueueDownError
 from sam2_backend.video_messages import PropagationState
 
 SESSION = "ab" * 16
@@ -144,3 +146,20 @@ def test_what_a_redis_lost_before_anybody_looked_is_tracked_anew(tiers, redis_se
         connection.flushall()
     several[0].look()
     assert tracking.begun == [request()]
+
+
+def test_what_redis_does_not_take_is_owed_when_it_does(tiers, redis_server, monkeypatch):
+    several, tracking = tiers
+    with monkeypatch.context() as patch:
+        patch.setattr(several[0], "_redis", Away)
+        several[0].owe([SESSION], request())
+        with pytest.raises(QueueDownError):
+            several[0].settle([SESSION])
+    tracking.phase = "done"
+    assert several[0].look() == 1
+    assert len(Studio.predictions) == 1
+
+
+class Away:
+    def __getattr__(self, _name):
+        raise redis.ConnectionError
