@@ -19,6 +19,7 @@ import requests
 from clicking import CONFIG
 from fake_label_studio import TOKEN, Studio
 from kept_redis import KeptRedis
+from left_over import processes_of
 from loose_cable import LooseCable
 from rules import environment
 from small_disk import SmallDisk
@@ -149,8 +150,9 @@ class Arena:
         with self.redis.connect() as connection:
             wait_for(30, lambda: not _left_over(connection))
             assert not _left_over(connection), _left_over(connection)
-        own = {self.redis.pid} | {each.pid for process in self.processes.values() for each in _family(process)}
-        running = {child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+        own = {each.pid for process in self.processes.values() for each in _family(process)}
+        running = processes_of(self.settings.data_dir)
+        assert self.processes["web"].pid in running
         assert running <= own, f"processes are left over: {running - own}"
 
 

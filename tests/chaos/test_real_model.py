@@ -25,6 +25,7 @@ from arena import wait_for
 from clicking import Annotators, Judge, click_on, judged, region
 from form import CLICKS, IS_FULL, TIMES, WORK
 from ledger import Ledger
+from left_over import processes_of
 from PIL import Image
 from small_disk import SmallDisk
 from worker_processes import until
@@ -238,5 +239,6 @@ def test_every_mask_is_the_one_found_before(service: Service, ledger: Ledger, fa
         assert any("is tried once more" in log for log in logs)
     own = set(service.stack.pids().values())
     grandchildren = {child.pid for pid in own if psutil.pid_exists(pid) for child in psutil.Process(pid).children(recursive=True)}
-    running = {child.pid for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE}
+    running = processes_of(service.stack.settings.data_dir)
+    assert service.stack.pids()["web"] in running
     assert running <= own | grandchildren
