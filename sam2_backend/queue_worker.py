@@ -36,7 +36,7 @@ from sam2_backend.queue_format import (
     queues_served,
     worker_key,
 )
-from sam2_backend.redis_connection import SOCKET_TIMEOUT_S
+from sam2_backend.redis_connection import BLOCK_S, SOCKET_TIMEOUT_S
 from sam2_backend.safe_job import SafeJob
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
         one piece at most.
         """
         self._runtime, self._should_stop = runtime, should_stop
-        propagator, has_more = runtime.propagator, False
+        propagator, has_more, looks_at = runtime.propagator, False, 0.0
         self._status = replace(self._status, state="idle", model_version=runtime.model_version, device=runtime.device)
         self._redis_is_down = True  # so that the first success announces the new state at once
         while not should_stop():
@@ -123,8 +123,9 @@ class QueueWorker(SimpleWorker):  # type: ignore[misc]
                 self._records.settle()
                 found = self._source.take(self._people if has_more else self._all, waits=not has_more)
                 self._do(found)
-                if not found or found[0].origin == PREANNOTATE:
-                    has_more = propagator.step(self.name)
+                # People who click every second must not keep a propagation from being begun: then it has the time between them.
+                if not found or found[0].origin == PREANNOTATE or (not has_more and time.monotonic() >= looks_at):
+                    has_more, looks_at = propagator.step(self.name), time.monotonic() + BLOCK_S
                     self._status = replace(self._status, state=self._state_between_jobs())
             except redis.RedisError as error:
                 if not self._redis_is_down:

@@ -148,6 +148,20 @@ def test_clicks_and_warming_do_not_wait_for_a_propagation(propagations, dispatch
     assert propagations.state(message.session).phase == "running"
 
 
+def test_a_propagation_is_begun_although_somebody_clicks_all_the_time(propagations, dispatcher, workers):
+    workers.start("w0")
+    names_in(dispatcher.segment([job()], 20))
+    message = video(10)
+    propagations.start(message)
+    for _ in range(200):
+        names_in(dispatcher.segment([job()], 20))
+        if propagations.state(message.session).phase == "done":
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("it waits for a second without a click")
+
+
 def test_cancelling_stops_within_a_frame_and_asking_again_goes_on(propagations, workers):
     workers.start("w0")
     message = video(30, title="frame_s=0.1")
