@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 SOURCES := backend sam2_backend tests benchmarks checkpoints
 
-.PHONY: demo up doctor test check audit unit acceptance chaos eval-demo clean
+.PHONY: demo up doctor test whole parts check audit unit acceptance chaos eval-demo clean
 
 demo: .venv/run.stamp ## Redis, a worker, the web tier and a real Label Studio with a connected project
 	@exec $(BIN)/sam2-backend demo
@@ -16,8 +16,14 @@ up: .venv/run.stamp ## the same without Label Studio
 doctor: .venv/run.stamp
 	@$(BIN)/sam2-backend doctor
 
-test: check audit .venv/dev.stamp ## everything that CI runs
-	$(BIN)/pytest -q
+test: check audit .venv/dev.stamp ## everything that CI runs; both halves mostly wait, so they run at a time
+	@$(MAKE) --no-print-directory --jobs=2 whole parts
+
+whole: .venv/dev.stamp
+	$(BIN)/pytest -q tests/acceptance tests/chaos
+
+parts: .venv/dev.stamp
+	$(BIN)/pytest -q tests --ignore=tests/acceptance --ignore=tests/chaos
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check $(SOURCES)
