@@ -417,7 +417,7 @@ def test_a_full_disk_fails_no_click_and_is_told_once(tmp_path, caplog):
         ]
         assert tiers.count("disk") == len(kept)
     finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 WRITER = """

@@ -94,5 +94,5 @@ def test_every_line_of_both_tiers_is_json_and_a_click_is_one_of_them(launch, set
     assert [line["code"] for line in lines(web_log) if line["event"] == "error"] == ["bad_request"]
     assert any("serves" in line["message"] for line in lines(worker_log) if line["event"] == "log")
     with redis_server.connect() as client:  # the last click came just before the end
-        assert [event.task for event in JournalStore(lambda: client).recent()] == ["18", "", "17"]
+        assert [event.task for event in JournalStore(lambda: client).recent()][:3] == ["18", "", "17"]
     assert later["task"] == "18"

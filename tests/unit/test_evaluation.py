@@ -271,7 +271,7 @@ def test_a_pair_that_was_counted_leaves_a_few_bytes():
     before = add(range(50))
     grown = add(range(50, 350)) - before
     tracemalloc.stop()
-    assert grown < 100 * 300, grown
+    assert grown < 200 * 300, grown  # a pair that is kept has thousands; other threads of the process allocate a little
 
 
 JSON = st.recursive(

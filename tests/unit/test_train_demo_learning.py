@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,7 +158,8 @@ def course() -> Course:
 def _even_time(monkeypatch):
     """Every look at the clock is half a second later: the schedule follows trained time."""
     ticks = itertools.count()
-    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: next(ticks) / 2)
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) / 2, strftime=time.strftime)  # threads of other tests look at the real one
+    monkeypatch.setattr(trainer_module, "time", clock)
 
 
 @pytest.mark.usefixtures("_even_time")
