@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
-import itertools
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from png_chunks import png_chunks, png_of
 
 SIZE_WH = (64, 48)
 BOMB_BYTES = 200 << 20
@@ -186,20 +190,6 @@ def _circular_exif() -> bytes:
 
 def _ihdr(width: int, height: int) -> tuple[bytes, bytes]:
     return b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-
-
-def png_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
-    chunks, at = [], 8
-    while at < len(png):
-        (length,) = struct.unpack_from(">I", png, at)
-        chunks.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
-        at += 12 + length
-    return chunks
-
-
-def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    body = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(itertools.chain(body))
 
 
 def _saved(image: Image.Image, kind: str, **options: object) -> bytes:

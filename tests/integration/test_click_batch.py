@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,32 +22,12 @@ from sam2_backend.job_source import JobSource
 from sam2_backend.messages import ImageReply, MediaRef, WarmJob, WorkerStatus, to_wire
 from sam2_backend.queue_format import SEGMENT_IMAGE, queues_served, reply_key, unpack_answer
 from sam2_backend.queue_worker import QueueWorker
-from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
+from worker_processes import Background, Workers, job, names_in, until
 
 READY = "http://images.test/ready/{}.png"
 COLD = "http://images.test/{}.png"
-
-
-@pytest.fixture
-def quick(settings: Settings) -> Settings:
-    return replace(settings, heartbeat_s=HEARTBEAT_S)
-
-
-@pytest.fixture
-def workers(quick: Settings, tmp_path: Path) -> Iterator[Workers]:
-    started = Workers(quick, tmp_path)
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def dispatcher(quick: Settings) -> Iterator[Dispatcher]:
-    opened = Dispatcher(quick)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

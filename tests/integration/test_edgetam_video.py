@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from transformers import EdgeTamVideoConfig, EdgeTamVideoMaskDecoderConfig, EdgeTamVideoModel, EdgeTamVideoPromptEncoderConfig
 from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVideoInferenceSession
 
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from edgetam_reference import DIM, SIDE, randomize, vision_config
-from video_oracle import VideoOracle
+from video_oracle import VideoOracle, disc_frames
 
 from sam2_backend.checkpoints import load
 from sam2_backend.engine import Sam2Engine
@@ -138,17 +137,7 @@ class Race:
 @pytest.fixture(scope="module")
 def frames() -> torch.Tensor:
     """Discs that move over a blurred ground, (9, 3, 256, 256)."""
-    y, x = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    generator = torch.Generator().manual_seed(2)
-    ground = F.interpolate(torch.randn(1, 3, 16, 16, generator=generator) * 0.4, (SIDE, SIDE), mode="bilinear")[0]
-    colours = torch.randn(len(DISCS), 3, 1, 1, generator=generator) * 1.5
-    made = []
-    for t in range(N_FRAMES):
-        frame = ground
-        for (x0, y0, dx, dy, radius), colour in zip(DISCS, colours, strict=True):
-            frame = torch.where((x - x0 - dx * t) ** 2 + (y - y0 - dy * t) ** 2 < radius**2, colour, frame)
-        made.append(frame)
-    return torch.stack(made)
+    return disc_frames(DISCS, N_FRAMES, SIDE)
 
 
 def prompt(kind: str, disc: int, frame_idx: int) -> TrackerPrompt:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,28 +22,14 @@ from sam2_backend.settings import Settings
 from sam2_backend.video_messages import FrameSource, Keyframe, PropagateJob, PropagationState, VideoOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
-from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
+from worker_processes import Background, Workers, job, names_in, until
 
 FRAMES = "sam2:test:frames"
 
 
 @pytest.fixture
-def quick(settings: Settings) -> Settings:
-    return replace(settings, heartbeat_s=HEARTBEAT_S, propagate_checkpoint_s=0.0)
-
-
-@pytest.fixture
-def workers(quick: Settings, tmp_path: Path) -> Iterator[Workers]:
-    started = Workers(quick, tmp_path)
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def dispatcher(quick: Settings) -> Iterator[Dispatcher]:
-    opened = Dispatcher(quick)
-    yield opened
-    opened.close()
+def quick(quick: Settings) -> Settings:
+    return replace(quick, propagate_checkpoint_s=0.0)
 
 
 @pytest.fixture

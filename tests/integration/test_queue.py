@@ -29,29 +29,9 @@ from sam2_backend.errors import (
 )
 from sam2_backend.messages import ImagePrompt, MediaRef, RunLengths, WarmJob, to_wire
 from sam2_backend.queue_format import SEGMENT_IMAGE, reply_key, unpack_answer
-from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
-
-
-@pytest.fixture
-def quick(settings: Settings) -> Settings:
-    return replace(settings, heartbeat_s=HEARTBEAT_S)
-
-
-@pytest.fixture
-def workers(quick: Settings, tmp_path: Path) -> Iterator[Workers]:
-    started = Workers(quick, tmp_path)
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def dispatcher(quick: Settings) -> Iterator[Dispatcher]:
-    opened = Dispatcher(quick)
-    yield opened
-    opened.close()
 
 
 def test_every_job_gets_its_own_answer_in_order(dispatcher, workers):

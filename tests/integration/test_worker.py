@@ -6,41 +6,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from backend.dispatch import Dispatcher
 from sam2_backend.errors import NoWorkerError, Sam2BackendError
 from sam2_backend.liveness import live_workers
 from sam2_backend.messages import MediaRef, WarmJob
-from sam2_backend.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worker_processes import HEARTBEAT_S, Background, Workers, job, names_in, until
 
 DEAD_AFTER_S = HEARTBEAT_S * 5
-
-
-@pytest.fixture
-def quick(settings: Settings) -> Settings:
-    return replace(settings, heartbeat_s=HEARTBEAT_S)
-
-
-@pytest.fixture
-def workers(quick: Settings, tmp_path: Path) -> Iterator[Workers]:
-    started = Workers(quick, tmp_path)
-    yield started
-    started.close()
-
-
-@pytest.fixture
-def dispatcher(quick: Settings) -> Iterator[Dispatcher]:
-    opened = Dispatcher(quick)
-    yield opened
-    opened.close()
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

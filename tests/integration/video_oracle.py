@@ -6,11 +6,30 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from benchmarks.video_peer import twin
 from sam2_backend.network import Sam2Network
 from sam2_backend.tracker import TrackerPrompt
+
+#: Where its centre is at frame 0, in x and y, its motion from frame to frame, its radius; all px.
+Disc = tuple[int, int, int, int, int]
+
+
+def disc_frames(discs: Sequence[Disc], n_frames: int, side_px: int) -> torch.Tensor:
+    """Discs that move over a blurred ground, (n_frames, 3, side_px, side_px) float32."""
+    y, x = torch.meshgrid(torch.arange(side_px), torch.arange(side_px), indexing="ij")
+    generator = torch.Generator().manual_seed(2)
+    ground = F.interpolate(torch.randn(1, 3, 16, 16, generator=generator) * 0.4, (side_px, side_px), mode="bilinear")[0]
+    colours = torch.randn(len(discs), 3, 1, 1, generator=generator) * 1.5
+    made = []
+    for t in range(n_frames):
+        frame = ground
+        for (x0, y0, dx, dy, radius), colour in zip(discs, colours, strict=True):
+            frame = torch.where((x - x0 - dx * t) ** 2 + (y - y0 - dy * t) ** 2 < radius**2, colour, frame)
+        made.append(frame)
+    return torch.stack(made)
 
 
 class VideoOracle:

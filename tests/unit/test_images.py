@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from png_chunks import png_chunks, png_of
 
 from sam2_backend.errors import MediaError, MediaTooLargeError, MediaUnreachableError, MediaUnreadableError
 from sam2_backend.exif import exif_orientation
@@ -47,20 +52,6 @@ def raw_exif(order: str, kind: int, value: int, count: int = 1) -> bytes:
     mark = b"II*\0" if order == "<" else b"MM\0*"
     packed = struct.pack(f"{order}I", value) if kind == 4 else struct.pack(f"{order}HH", value, 0)
     return b"Exif\0\0" + mark + struct.pack(f"{order}IHHHI", 8, 1, 0x0112, kind, count) + packed + bytes(4)
-
-
-def png_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
-    chunks, at = [], 8
-    while at < len(png):
-        (length,) = struct.unpack_from(">I", png, at)
-        chunks.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
-        at += 12 + length
-    return chunks
-
-
-def png_of(chunks: list[tuple[bytes, bytes]]) -> bytes:
-    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def load(data: bytes, orientation: str = "upright", max_pixels: int = MEGAPIXEL) -> np.ndarray:
